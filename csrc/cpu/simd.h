@@ -1,0 +1,167 @@
+// Vectors as wide as the instruction set has them, a small matrix product and a transpose on them. For kernel files:
+// everything is local to the file that includes it (see isa.h).
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+namespace equiconv::EQUICONV_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kBlockSums = 24;  // of 32 registers
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32, kBlockSums = 12;  // of 16 registers
+#else
+constexpr int kVectorBytes = 16, kBlockSums = 12;
+#endif
+
+template <class T> using Vector __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias)) = T;
+template <class T> using HalfVector __attribute__((vector_size(kVectorBytes / 2), aligned(sizeof(T)), may_alias)) = T;
+template <class T> constexpr int kWidth = kVectorBytes / int(sizeof(T));
+
+// ---- out[m, :] = sum_k a[m, k] b[k, :] -------------------------------------------------------------------------
+
+template <class T>
+struct Matrix {  // the scalars a[m, k]
+  const T* data;
+  int64_t stride_m, stride_k;
+};
+
+// Where the rows of b or of the result lie.
+template <class T>
+struct Rows {
+  T* data;
+  int64_t stride;
+  T* operator[](int64_t m) const { return data + m * stride; }
+  Rows from(int64_t m) const { return {data + m * stride, stride}; }
+};
+
+template <class T>
+struct ScatteredRows {
+  T* const* rows;
+  int64_t at;
+  T* operator[](int64_t m) const { return rows[m] + at; }
+  ScatteredRows from(int64_t m) const { return {rows + m, at}; }
+};
+
+// M rows, and N vectors of columns that lie `step` apart
+template <bool kAdd, int M, int N, class T, class In, class Out>
+inline __attribute__((always_inline)) void multiply_block(const Matrix<T>& a, const In& b, int64_t step, const Out& out,
+                                                          int64_t column, int64_t depth) {
+  Vector<T> sum[M][N] = {};
+  const T* third[(M + 2) / 3];  // every third row: with three offsets they address all rows from few registers
+  for (int m = 0; m < M; m += 3) third[m / 3] = a.data + m * a.stride_m;
+  for (int64_t k = 0; k < depth; ++k) {
+    const int64_t at[3] = {k * a.stride_k, k * a.stride_k + a.stride_m, k * a.stride_k + 2 * a.stride_m};
+    Vector<T> row[N];
+    for (int n = 0; n < N; ++n) row[n] = *reinterpret_cast<const Vector<T>*>(b[k] + column + n * step);
+    for (int m = 0; m < M; ++m) {
+      const T scalar = third[m / 3][at[m % 3]];
+      for (int n = 0; n < N; ++n) sum[m][n] += scalar * row[n];
+    }
+  }
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) {
+      auto& result = *reinterpret_cast<Vector<T>*>(out[m] + column + n * step);
+      result = kAdd ? result + sum[m][n] : sum[m][n];
+    }
+}
+
+// The block that has exactly `rows` rows, which are at most M.
+template <bool kAdd, int M, int N, class T, class In, class Out>
+inline __attribute__((always_inline)) void multiply_rows(const Matrix<T>& a, const In& b, int64_t step, const Out& out,
+                                                         int64_t column, int64_t rows, int64_t depth) {
+  if constexpr (M > 0) {
+    if (rows == M) return multiply_block<kAdd, M, N>(a, b, step, out, column, depth);
+    multiply_rows<kAdd, M - 1, N>(a, b, step, out, column, rows, depth);
+  }
+}
+
+template <bool kAdd, int N, class T, class In, class Out>
+void multiply_columns(const Matrix<T>& a, const In& b, int64_t step, const Out& out, int64_t column, int64_t rows,
+                      int64_t depth) {
+  constexpr int kMaxRows = kBlockSums / N < 15 ? kBlockSums / N : 15;  // more would not find registers for their addresses
+  int64_t first = 0;
+  for (int64_t blocks = (rows + kMaxRows - 1) / kMaxRows; blocks > 0; --blocks) {
+    const int64_t m = (rows - first + blocks - 1) / blocks;  // blocks of equal height: low ones wait for their sums
+    const Matrix<T> part{a.data + first * a.stride_m, a.stride_m, a.stride_k};
+    multiply_rows<kAdd, kMaxRows, N>(part, b, step, out.from(first), column, m, depth);
+    first += m;
+  }
+}
+
+// rows x width numbers, at least a vector wide. The last vector of a row overlaps the one before it.
+template <class T, class In, class Out>
+void multiply(const Matrix<T>& a, const In& b, const Out& out, int64_t rows, int64_t depth, int64_t width) {
+  constexpr int64_t kWide = kWidth<T>;
+  int64_t n = 0;
+  for (; n + kWide < width; n += 2 * kWide) {
+    const int64_t next = n + 2 * kWide <= width ? n + kWide : width - kWide;
+    multiply_columns<false, 2>(a, b, next - n, out, n, rows, depth);
+  }
+  if (n < width) multiply_columns<false, 1>(a, b, kWide, out, width - kWide, rows, depth);
+}
+
+// out += a b, for a width of whole vectors
+template <class T, class In, class Out>
+void multiply_add(const Matrix<T>& a, const In& b, const Out& out, int64_t rows, int64_t depth, int64_t width) {
+  constexpr int64_t kWide = kWidth<T>;
+  int64_t n = 0;
+  for (; n + kWide < width; n += 2 * kWide) multiply_columns<true, 2>(a, b, kWide, out, n, rows, depth);
+  if (n < width) multiply_columns<true, 1>(a, b, kWide, out, n, rows, depth);
+}
+
+// ---- transpose -------------------------------------------------------------------------------------------------
+
+// One step of a transpose: exchanges the bit `kBit` of row and column numbers between two rows that differ in it.
+template <int kBit, class V, int... kColumns>
+inline __attribute__((always_inline)) void exchange_bit(V& low, V& high, std::integer_sequence<int, kColumns...>) {
+  constexpr int kWide = sizeof...(kColumns);
+  const V even = __builtin_shufflevector(low, high, (kColumns & kBit ? kWide + kColumns - kBit : kColumns)...);
+  high = __builtin_shufflevector(low, high, (kColumns & kBit ? kWide + kColumns : kColumns + kBit)...);
+  low = even;
+}
+
+template <int kBit, class V, int kWide>
+inline __attribute__((always_inline)) void exchange_bits(V (&rows)[kWide]) {
+  if constexpr (kBit < kWide) {
+    for (int r = 0; r < kWide; ++r)
+      if (!(r & kBit)) exchange_bit<kBit>(rows[r], rows[r + kBit], std::make_integer_sequence<int, kWide>());
+    exchange_bits<2 * kBit>(rows);
+  }
+}
+
+// out[c][r] = in[r][at + c] for a square as wide as a vector V
+template <class V, class T>
+inline __attribute__((always_inline)) void transpose_square(const T* const* in, int64_t at, T* out, int64_t ldo) {
+  V rows[sizeof(V) / sizeof(T)];
+  for (size_t r = 0; r < sizeof(V) / sizeof(T); ++r) rows[r] = *reinterpret_cast<const V*>(in[r] + at);
+  exchange_bits<1>(rows);
+  for (size_t c = 0; c < sizeof(V) / sizeof(T); ++c) *reinterpret_cast<V*>(out + c * ldo) = rows[c];
+}
+
+// to[c] = f(from[c]), c < count, in vectors as wide as fit. The last of them overlaps the one before it.
+template <class V, class F, class T>
+inline __attribute__((always_inline)) void map_vectors(F f, const T* from, int64_t count, T* to) {
+  constexpr int64_t kWide = sizeof(V) / sizeof(T);
+  for (int64_t c = 0; c < count; c += kWide) {
+    const int64_t place = c + kWide <= count ? c : count - kWide;
+    *reinterpret_cast<V*>(to + place) = f(*reinterpret_cast<const V*>(from + place));
+  }
+}
+
+template <class F, class T>
+inline void map_row(F f, const T* from, int64_t count, T* to) {
+  if (count >= kWidth<T>) return map_vectors<Vector<T>>(f, from, count, to);
+  if (count >= kWidth<T> / 2) return map_vectors<HalfVector<T>>(f, from, count, to);
+  for (int64_t c = 0; c < count; ++c) to[c] = f(from[c]);
+}
+
+template <class T>
+inline void copy_row(const T* from, int64_t count, T* to) {
+  map_row([](auto v) { return v; }, from, count, to);
+}
+
+}  // namespace
+}  // namespace equiconv::EQUICONV_ISA

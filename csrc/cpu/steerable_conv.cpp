@@ -1,0 +1,582 @@
+// Tile by tile: z of some fields of the source, then the matrix products that they take part in. Pixels are the lanes of
+// the vectors.
+#include "../steerable_conv.h"
+
+#include "simd.h"
+
+namespace equiconv::EQUICONV_ISA {
+namespace {
+
+using namespace equiconv::steerable;
+
+// ---- harmonics -------------------------------------------------------------------------------------------------
+
+template <class T>
+struct HarmonicsCall {
+  const ResolvedPosition* positions;
+  const int64_t* counts;
+  const T* coefficients;
+  const T* planes;             // of the component, folded
+  const int64_t* at;           // [vectors]: where the vectors of pixels begin in them
+  int64_t vectors;
+  T* const* out;               // even harmonics, then odd ones
+  int64_t even, odd;
+};
+
+template <class V, class T>
+inline __attribute__((always_inline)) V load(const T* from) {
+  return *reinterpret_cast<const V*>(from);
+}
+
+// N vectors of pixels of E even and O odd harmonics, from the planes of one component, where the vectors lie `step` apart
+template <int E, int O, bool kMiddleOdd, int N, class T>
+inline __attribute__((always_inline)) void harmonics_block(const HarmonicsCall<T>& call, const T* planes, int64_t step,
+                                                           int64_t pixel) {
+  using V = Vector<T>;
+  constexpr int kWide = kWidth<T>;
+  V even[E > 0 ? E : 1][N] = {}, odd[O > 0 ? O : 1][N] = {};
+  const ResolvedPosition* position = call.positions;
+  const T* coefficient = call.coefficients;
+  const auto middle = [&](const T* here, const T* mirrored, int n) {
+    const V a = load<V>(here + n * step), b = load<V>(mirrored + n * step);
+    return kMiddleOdd ? a - b : a + b;
+  };
+  const auto add_even = [&](const V (&taps)[N]) {
+    for (int e = 0; e < E; ++e)
+      for (int n = 0; n < N; ++n) even[e][n] += coefficient[e] * taps[n];
+  };
+  const auto add_odd = [&](const V (&taps)[N]) {
+    for (int o = 0; o < O; ++o)
+      for (int n = 0; n < N; ++n) odd[o][n] += coefficient[E + o] * taps[n];
+  };
+  V taps[N], mirrored[N];
+  for (int64_t i = 0; i < call.counts[0]; ++i, ++position, coefficient += E) {
+    for (int n = 0; n < N; ++n) taps[n] = load<V>(planes + position->at[0] + n * step);
+    add_even(taps);
+  }
+  for (int64_t i = 0; i < call.counts[1]; ++i, ++position, coefficient += E) {
+    for (int n = 0; n < N; ++n) taps[n] = middle(planes + position->at[0], planes + position->at[1], n);
+    add_even(taps);
+  }
+  const auto add_both = [&] {
+    V sum[N], difference[N];
+    for (int n = 0; n < N; ++n) sum[n] = taps[n] + mirrored[n], difference[n] = taps[n] - mirrored[n];
+    add_even(sum);
+    add_odd(difference);
+    coefficient += E + O;
+  };
+  for (int64_t i = 0; i < call.counts[2]; ++i, ++position) {
+    for (int n = 0; n < N; ++n) {
+      taps[n] = load<V>(planes + position->at[0] + n * step);
+      mirrored[n] = load<V>(planes + position->at[2] + n * step);
+    }
+    add_both();
+  }
+  for (int64_t i = 0; i < call.counts[3]; ++i, ++position) {
+    for (int n = 0; n < N; ++n) {
+      taps[n] = middle(planes + position->at[0], planes + position->at[1], n);
+      mirrored[n] = middle(planes + position->at[2], planes + position->at[3], n);
+    }
+    add_both();
+  }
+  for (int e = 0; e < E; ++e)
+    for (int n = 0; n < N; ++n) *reinterpret_cast<V*>(call.out[e] + pixel + n * kWide) = even[e][n];
+  for (int o = 0; o < O; ++o)
+    for (int n = 0; n < N; ++n) *reinterpret_cast<V*>(call.out[E + o] + pixel + n * kWide) = odd[o][n];
+}
+
+template <int E, int O, bool kMiddleOdd, class T>
+void harmonics_of(const HarmonicsCall<T>& call) {
+  constexpr int kWide = kWidth<T>;
+  int64_t v = 0;
+  if constexpr (2 * (E + O) <= kBlockSums - 4)
+    for (; v + 2 <= call.vectors; v += 2)
+      harmonics_block<E, O, kMiddleOdd, 2>(call, call.planes + call.at[v], call.at[v + 1] - call.at[v], v * kWide);
+  for (; v < call.vectors; ++v) harmonics_block<E, O, kMiddleOdd, 1>(call, call.planes + call.at[v], 0, v * kWide);
+}
+
+// From numbers that are known at run time to those that the compiler needs.
+template <int E, int O, bool kMiddleOdd, class T>
+inline void select_odd(const HarmonicsCall<T>& call) {
+  if constexpr (O >= 0) {
+    if (call.odd == O) return harmonics_of<E, O, kMiddleOdd>(call);
+    select_odd<E, O - 1, kMiddleOdd>(call);
+  }
+}
+
+template <int E, bool kMiddleOdd, class T>
+inline void select_even(const HarmonicsCall<T>& call) {
+  if constexpr (E >= 0) {
+    if (call.even == E) return select_odd<E, kMaxOdd, kMiddleOdd>(call);
+    select_even<E - 1, kMiddleOdd>(call);
+  }
+}
+
+// ---- rows of numbers -------------------------------------------------------------------------------------------
+
+template <class T>
+void set_zero(T* out, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = 0;
+}
+
+template <int kForWriting, class T>
+void prefetch_row(const T* row, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + i, kForWriting, 2);
+}
+
+// Zeros in whole vectors, the last of which may go beyond the row.
+template <class T>
+void set_zero_vectors(T* out, int64_t count) {
+  for (int64_t i = 0; i < count; i += kWidth<T>) *reinterpret_cast<Vector<T>*>(out + i) = Vector<T>{};
+}
+
+// out[i] = sum_t coefficient[t] in[t][i], i < count, whole vectors; kTerms of 0: any number of terms
+template <int kTerms, class T>
+void combine_terms(const T* const* in, const T* coefficients, int64_t terms, T* out, int64_t count) {
+  using V = Vector<T>;
+  const T* rows[kTerms > 0 ? kTerms : 1];
+  for (int t = 0; t < kTerms; ++t) rows[t] = in[t];
+  for (int64_t i = 0; i < count; i += kWidth<T>) {
+    V sum = {};
+    for (int t = 0; t < kTerms; ++t) sum += coefficients[t] * load<V>(rows[t] + i);
+    for (int64_t t = kTerms; t < terms; ++t) sum += coefficients[t] * load<V>(in[t] + i);
+    *reinterpret_cast<V*>(out + i) = sum;
+  }
+}
+
+template <class T>
+void combine(const T* const* in, const T* coefficients, int64_t terms, T* out, int64_t count) {
+  switch (terms) {
+    case 1: return combine_terms<1>(in, coefficients, 1, out, count);
+    case 2: return combine_terms<2>(in, coefficients, 2, out, count);
+    case 3: return combine_terms<3>(in, coefficients, 3, out, count);
+    case 4: return combine_terms<4>(in, coefficients, 4, out, count);
+    default: return combine_terms<0>(in, coefficients, terms, out, count);
+  }
+}
+
+// ---- one worker ------------------------------------------------------------------------------------------------
+
+constexpr int kMaxTerms = 1024;  // of a row of z: components of an irrep times harmonics
+
+template <class T>
+struct Worker {
+  const Params& p;
+  const Header& h;
+  const Tile& tile;
+  T *raw, *hat, *folded, *u, *z, *y, *rows, *transposed;
+  T* grad_packed;
+  int64_t image, conv_group, q[kAxes], valid[kAxes];  // of the task: where its tile begins, how much of it there is
+  const ResolvedPhase* phase;
+  int64_t vectors_at[kMaxPixels / kWidth<T>];  // where the vectors of the tile's pixels begin in the window
+
+  explicit Worker(const Params& p)
+      : p(p), h(*reinterpret_cast<const Header*>(p.index)), tile(p.tile) {
+    T* scratch = reinterpret_cast<T*>(p.scratch);
+    set_zero(scratch + p.raw_start, p.u_start - p.raw_start);  // what is read beyond a row must be finite
+    raw = scratch + p.raw_start, hat = scratch + p.hat_start, folded = scratch + p.folded_start;
+    u = scratch + p.u_start, z = scratch + p.z_start, y = scratch + p.y_start;
+    rows = scratch + p.rows_start, transposed = scratch + p.transposed_start;
+    int64_t* at = vectors_at;
+    for (int64_t r = 0; r < tile.runs; ++r) {
+      const int64_t middles = tile.runs > tile.size[0] ? tile.size[1] : 1;  // runs with the same outer position
+      const int64_t start = (r / middles * tile.window[1] + r % middles) * tile.window[2];
+      for (int64_t i = 0; i < tile.run; i += kWidth<T>) *at++ = start + i;
+    }
+  }
+
+  template <class R> const R* record(int64_t start) const { return reinterpret_cast<const R*>(p.index + start); }
+  const T* values(int64_t start) const { return static_cast<const T*>(p.values) + start; }
+
+  void run(int64_t task) {
+    begin(task);
+    if (p.companion) load_companion();
+    if (p.target)
+      for (int64_t g = 0; g < p.num_groups; ++g) set_zero(y + p.groups[g].y_start, p.groups[g].height * p.groups[g].row);
+    const Source* sources = record<Source>(h.sources_start);
+    int64_t done = 0;
+    for (int64_t s = 0; s < p.num_sources; ++s)
+      for (int64_t first = 0; first < sources[s].fields; first += p.chunk[s]) {
+        const int64_t left = sources[s].fields - first, fields = left < p.chunk[s] ? left : p.chunk[s];
+        for (int64_t f = 0; f < fields; ++f) {
+          if (p.target) prefetch_target(done++);
+          field(sources[s], first + f, f);
+        }
+        mix(sources[s], s, first, fields);
+      }
+    if (p.target) store();
+  }
+
+  void begin(int64_t task) {
+    phase = p.phases;
+    while (task >= phase->tasks) task -= phase++->tasks;
+    for (int a = kAxes - 1; a >= 0; --a) {
+      const int64_t number = task % phase->tiles[a], start = number * tile.size[a];
+      task /= phase->tiles[a];
+      q[a] = phase->first[a] + start;
+      valid[a] = phase->count[a] - start < tile.size[a] ? phase->count[a] - start : tile.size[a];
+    }
+    conv_group = task % p.conv_groups;
+    image = task / p.conv_groups;
+  }
+
+  // ---- the source ----
+
+  const T* channel(const void* tensor, int64_t channels, const int64_t (&size)[kAxes], int64_t number) const {
+    const int64_t at = image * channels + conv_group * (channels / p.conv_groups) + number;
+    return static_cast<const T*>(tensor) + at * size[0] * size[1] * size[2];
+  }
+
+  // What the tile's pixels read of the source along an axis: [base, end), in steps.
+  struct Window {
+    int64_t base, end, step;
+  };
+
+  Window window(int a) const {
+    const int64_t step = p.up ? 1 : p.stride[a], reach = p.up ? phase->shift[a] : p.reach[a];
+    const int64_t base = p.up ? q[a] - reach : q[a] * step - p.padding[a];
+    return {base, clamp(base + (valid[a] - 1) * step + reach + 1, p.source_size[a]), step};
+  }
+
+  // That of one channel, zero outside the image: [inner phase, outer phase, middle phase, *window]
+  void gather(const T* from, T* to) const {
+    const Window outer = window(0), middle = window(1), inner = window(2);
+    const auto& size = p.source_size;
+    for (int64_t pi = 0; pi < p.source_phases[2]; ++pi) {
+      const int64_t start = inner.base + pi, step = inner.step;
+      const int64_t first = clamp(start < 0 ? (-start + step - 1) / step : 0, tile.window[2]);
+      const int64_t last = clamp(start < inner.end ? (inner.end - start + step - 1) / step : 0, tile.window[2]);
+      for (int64_t po = 0; po < p.source_phases[0]; ++po)
+        for (int64_t pm = 0; pm < p.source_phases[1]; ++pm)
+          for (int64_t o = 0; o < tile.window[0]; ++o)
+            for (int64_t m = 0; m < tile.window[1]; ++m, to += tile.window[2]) {
+              const int64_t at_o = outer.base + o * outer.step + po, at_m = middle.base + m * middle.step + pm;
+              if (at_o < 0 || at_o >= outer.end || at_m < 0 || at_m >= middle.end || first >= last) {
+                set_zero_vectors(to, tile.window[2]);
+                continue;
+              }
+              const T* row = from + (at_o * size[1] + at_m) * size[2];
+              set_zero_vectors(to, first);  // what is too much is written next
+              if (step == 1)
+                copy_row(row + start + first, last - first, to + first);
+              else
+                for (int64_t i = first; i < last; ++i) to[i] = row[start + i * step];
+              set_zero_vectors(to + last, tile.window[2] - last);
+            }
+    }
+  }
+
+  // Asks for what gather() will read of a channel.
+  void prefetch_window(const T* from) const {
+    const Window outer = window(0), middle = window(1), inner = window(2);
+    const int64_t first = inner.base > 0 ? inner.base : 0;
+    for (int64_t o = outer.base > 0 ? outer.base : 0; o < outer.end; ++o)
+      for (int64_t m = middle.base > 0 ? middle.base : 0; m < middle.end; ++m)
+        prefetch_row<0>(from + (o * p.source_size[1] + m) * p.source_size[2] + first, inner.end - first);
+  }
+
+  static int64_t clamp(int64_t value, int64_t most) { return value < most ? value : most; }
+
+  // z of one field, which is number `place` of those that are taken together
+  void field(const Source& source, int64_t number, int64_t place) {
+    const int64_t first = p.index[source.channels_start + number];
+    const bool is_irreps = source.transform_start < 0;
+    const int64_t next = number + 1 < source.fields ? p.index[source.channels_start + number + 1] : -1;
+    const auto gather_component = [&](int64_t i, T* to) { gather(channel(p.source, p.source_channels, p.source_size, first + i), to); };
+    if (!is_irreps) {
+      for (int64_t i = 0; i < source.size; ++i) gather_component(i, raw + i * tile.component);
+      multiply<T>({values(source.transform_start), source.size, 1}, Rows<T>{raw, tile.component},
+                  Rows<T>{hat, tile.component}, source.size, source.size, tile.component);
+    }
+    const Slot* slots = record<Slot>(source.slots_start);
+    for (int64_t s = 0; s < source.slots; ++s) {
+      const Slot& slot = slots[s];
+      for (int64_t b = 0; b < slot.size; ++b) {
+        if (next >= 0) prefetch_window(channel(p.source, p.source_channels, p.source_size, next + slot.component + b));
+        if (is_irreps)
+          gather_component(slot.component + b, folded);
+        else
+          copy_row(hat + (slot.component + b) * tile.component, tile.component, folded);
+        fold();
+        harmonics(source, slot, b, place);
+      }
+      combine_rows(source, slot, place);
+    }
+  }
+
+  T* z_row(const Source& source, const Row& row, int64_t place) const {
+    const Group& group = p.groups[row.group];
+    const int64_t k = place * p.index[source.depth_start + row.group] + row.k;
+    return z + group.z_start + k * group.row + row.component * tile.pixels;
+  }
+
+  T* u_row(int64_t b, int64_t harmonic) const { return u + (b * h.harmonics + harmonic) * (tile.pixels + 16); }
+
+  void harmonics(const Source& source, const Slot& slot, int64_t b, int64_t place) {
+    const int32_t* uses = p.index + slot.uses_start + b * h.harmonics;
+    const Row* slot_rows = record<Row>(slot.rows_start);
+    for (int64_t c = 0; c < phase->classes; ++c) {
+      const ResolvedClass& resolved = p.classes[phase->classes_first + c];
+      const Class& record = *resolved.record;
+      T* out[kMaxEven + kMaxOdd];
+      bool used = false;
+      for (int64_t i = 0; i < record.even + record.odd; ++i) {
+        const int32_t harmonic = p.index[record.harmonics_start + i], use = uses[harmonic];
+        out[i] = use >= 0 ? z_row(source, slot_rows[use], place) : u_row(b, harmonic);
+        used |= use != kUnused;
+      }
+      if (!used) continue;
+      const HarmonicsCall<T> call{p.positions + resolved.first, resolved.counts, values(record.coefficients_start), folded,
+                                  vectors_at, tile.pixels / kWidth<T>, out, record.even, record.odd};
+      record.middle_odd ? select_even<kMaxEven, true>(call) : select_even<kMaxEven, false>(call);
+    }
+  }
+
+  // After the component, in `folded`: for each pair of taps along the inner axis their sum and their difference.
+  void fold() {
+    using V = Vector<T>;
+    for (int64_t f = 0; f < phase->folds; ++f) {
+      const T *a = folded + phase->folds_at[2 * f], *b = folded + phase->folds_at[2 * f + 1];
+      T *sum = folded + tile.component + 2 * f * tile.plane, *difference = sum + tile.plane;
+      for (int64_t i = 0; i < tile.plane; i += kWidth<T>) {
+        const V here = load<V>(a + i), mirrored = load<V>(b + i);
+        *reinterpret_cast<V*>(sum + i) = here + mirrored;
+        *reinterpret_cast<V*>(difference + i) = here - mirrored;
+      }
+    }
+  }
+
+  void combine_rows(const Source& source, const Slot& slot, int64_t place) {
+    const Row* slot_rows = record<Row>(slot.rows_start);
+    const T* in[kMaxTerms];
+    for (int64_t r = 0; r < slot.rows; ++r) {
+      const Row& row = slot_rows[r];
+      const int32_t* terms = p.index + row.terms_start;
+      for (int64_t t = 0; t < row.terms; ++t) in[t] = u_row(terms[2 * t], terms[2 * t + 1]);
+      combine(in, values(row.coefficients_start), row.terms, z_row(source, row, place), tile.pixels);
+    }
+  }
+
+  // ---- the matrix products ----
+
+  void mix(const Source& source, int64_t s, int64_t first, int64_t fields) {
+    for (int64_t g = 0; g < p.num_groups; ++g) {
+      const Group& group = p.groups[g];
+      const int64_t depth = p.index[source.depth_start + g], k = p.k_start[s * p.num_groups + g] + first * depth;
+      const int64_t rows = fields * depth, width = group.components * tile.pixels;
+      if (rows == 0) continue;
+      const int64_t at = group.weights_start + k * group.pitch + conv_group * p.packed_size;
+      const T* z_rows = z + group.z_start;
+      if (p.target)
+        multiply_add<T>({static_cast<const T*>(p.packed) + at, 1, group.pitch}, Rows<const T>{z_rows, group.row},
+                        Rows<T>{y + group.y_start, group.row}, group.height, rows, width);
+      if (p.companion)
+        multiply_add<T>({z_rows, group.row, 1}, Rows<T>{transposed + group.transposed_start, group.pitch},
+                        Rows<T>{grad_packed + at, group.pitch}, rows, width, group.pitch);
+    }
+  }
+
+  // ---- the target ----
+
+  T* place_row(const Target& target, int64_t t, int64_t field, int64_t component) const {
+    const int32_t* place = p.index + target.places_start + 3 * component;
+    const Group& group = p.groups[place[0]];
+    const int64_t height = p.index[target.height_start + place[0]];
+    const int64_t m = p.m_start[t * p.num_groups + place[0]] + field * height + place[1];
+    return y + group.y_start + m * group.row + place[2] * tile.pixels;
+  }
+
+  // f(pixel, element of the target's channel, step between its elements, their number) for each row of the tile's pixels
+  // that lies before `end`
+  template <class F>
+  void each_row(const int64_t (&end)[kAxes], F f) const {
+    const auto& size = p.target_size;
+    int64_t at[kAxes], step[kAxes], count[kAxes];
+    for (int a = 0; a < kAxes; ++a) {
+      step[a] = p.up ? p.stride[a] : 1;
+      at[a] = q[a] * step[a] + phase->target_offset[a];
+      count[a] = clamp(end[a] > at[a] ? (end[a] - at[a] + step[a] - 1) / step[a] : 0, valid[a]);
+    }
+    for (int64_t o = 0; o < count[0]; ++o)
+      for (int64_t m = 0; m < count[1]; ++m)
+        f(o * tile.outer + m * tile.middle, ((at[0] + o * step[0]) * size[1] + at[1] + m * step[1]) * size[2] + at[2],
+          step[2], count[2]);
+  }
+
+  template <int kForWriting>
+  void prefetch_channel(const void* tensor, int64_t number) const {
+    const T* from = channel(tensor, p.target_channels, p.target_size, number);
+    each_row(p.target_size, [&](int64_t, int64_t at, int64_t step, int64_t count) { prefetch_row<kForWriting>(from + at, count * step); });
+  }
+
+  // Asks for the part of the target's tile that comes with one of the source's fields.
+  void prefetch_target(int64_t part) const {
+    const int64_t channels = p.target_channels / p.conv_groups;
+    for (int64_t c = channels * part / p.source_fields; c < channels * (part + 1) / p.source_fields; ++c)
+      prefetch_channel<1>(p.target, c);
+  }
+
+  void store() {
+    const Target* targets = record<Target>(h.targets_start);
+    for (int64_t t = 0; t < p.num_targets; ++t) {
+      const Target& target = targets[t];
+      for (int64_t f = 0; f < target.fields; ++f) {
+        T* result[kMaxTerms];
+        for (int64_t i = 0; i < target.size; ++i) result[i] = place_row(target, t, f, i);
+        if (target.transform_start >= 0) {
+          multiply<T>({values(target.transform_start), target.size, 1}, ScatteredRows<T>{result, 0},
+                      Rows<T>{rows, tile.pixels}, target.size, target.size, tile.pixels);
+          for (int64_t i = 0; i < target.size; ++i) result[i] = rows + i * tile.pixels;
+        }
+        const int64_t first = p.index[target.channels_start + f];
+        for (int64_t i = 0; i < target.size; ++i) store_channel(result[i], first + i, target.adds);
+      }
+    }
+  }
+
+  void store_channel(const T* from, int64_t number, bool adds) {
+    const T bias = p.bias ? static_cast<const T*>(p.bias)[conv_group * (p.target_channels / p.conv_groups) + number] : 0;
+    T* to = const_cast<T*>(channel(p.target, p.target_channels, p.target_size, number));
+    each_row(p.target_size, [&](int64_t pixel, int64_t at, int64_t step, int64_t count) {
+      if (adds)
+        for (int64_t i = 0; i < count; ++i) to[at + i * step] += from[pixel + i];
+      else if (step == 1)
+        map_row([bias](auto v) { return v + bias; }, from + pixel, count, to + at);
+      else
+        for (int64_t i = 0; i < count; ++i) to[at + i * step] = from[pixel + i] + bias;
+    });
+  }
+
+  // g^ = A'^T g, then transposed for the product with z. Zero where a run holds pixels that are not the tile's, and where
+  // z is zero since no tap reaches: whatever is there, NaN too, has no part in the gradient.
+  void load_companion() {
+    const Target* targets = record<Target>(h.targets_start);
+    for (int64_t t = 0; t < p.num_targets; ++t) {
+      const Target& target = targets[t];
+      for (int64_t f = 0; f < target.fields; ++f) {
+        T* places[kMaxTerms];
+        for (int64_t i = 0; i < target.size; ++i) places[i] = place_row(target, t, f, i);
+        const int64_t first = p.index[target.channels_start + f];
+        if (f + 1 < target.fields)
+          for (int64_t i = 0, next = p.index[target.channels_start + f + 1]; i < target.size; ++i)
+            prefetch_channel<0>(p.companion, next + i);
+        for (int64_t i = 0; i < target.size; ++i) {
+          T* row = target.transform_start >= 0 ? rows + i * tile.pixels : places[i];
+          set_zero(row, tile.pixels);
+          const T* from = channel(p.companion, p.target_channels, p.target_size, first + i);
+          each_row(p.target_reached, [&](int64_t pixel, int64_t at, int64_t step, int64_t count) {
+            if (step == 1) return copy_row(from + at, count, row + pixel);
+            for (int64_t j = 0; j < count; ++j) row[pixel + j] = from[at + j * step];
+          });
+        }
+        if (target.transform_start >= 0)
+          multiply<T>({values(target.transform_start), 1, target.size}, Rows<T>{rows, tile.pixels}, ScatteredRows<T>{places, 0},
+                      target.size, target.size, tile.pixels);
+      }
+    }
+    for (int64_t g = 0; g < p.num_groups; ++g) transpose(p.groups[g]);
+  }
+
+  void transpose(const Group& group) {
+    constexpr int kWide = kWidth<T>;
+    const T* zero = raw;  // not yet in use
+    set_zero(raw, kWide);
+    for (int64_t m = 0; m < group.pitch; m += kWide)
+      for (int64_t n = 0; n < group.components * tile.pixels; n += kWide) {
+        const T* in[kWide];
+        for (int64_t i = 0; i < kWide; ++i) in[i] = m + i < group.height ? y + group.y_start + (m + i) * group.row + n : zero;
+        transpose_square<Vector<T>>(in, 0, transposed + group.transposed_start + n * group.pitch + m, group.pitch);
+      }
+  }
+};
+
+// ---- weights ---------------------------------------------------------------------------------------------------
+
+// f(group of the convolution, block, its source and target, fields of source and target) for the fields of sources whose
+// number is in [begin, end). Fields of the target come last: their weights are neighbours in W.
+template <class F>
+void each_block(const Params& p, int64_t begin, int64_t end, F f) {
+  const Header& h = *reinterpret_cast<const Header*>(p.index);
+  const Block* blocks = reinterpret_cast<const Block*>(p.index + h.blocks_start);
+  int64_t number = 0;
+  for (int64_t g = 0; g < p.conv_groups; ++g)
+    for (int64_t b = 0; b < h.blocks; ++b) {
+      const Source& source = reinterpret_cast<const Source*>(p.index + h.sources_start)[blocks[b].source];
+      const Target& target = reinterpret_cast<const Target*>(p.index + h.targets_start)[blocks[b].target];
+      for (int64_t s = 0; s < source.fields; ++s, ++number)
+        if (number >= begin && number < end)
+          for (int64_t t = 0; t < target.fields; ++t) f(g, blocks[b], source, target, s, t);
+    }
+}
+
+// f(index in the packed weights, path, scale) for the entries of a pair of fields
+template <class F>
+void each_entry(const Params& p, int64_t conv_group, const Block& block, const Source& source, const Target& target,
+                int64_t s, int64_t t, F f) {
+  const int32_t* entry = p.index + block.entries_start;
+  for (int64_t e = 0; e < block.entries; ++e, entry += 4) {
+    const int64_t g = entry[0];
+    const int64_t m = p.m_start[block.target * p.num_groups + g] + t * p.index[target.height_start + g] + entry[1];
+    const int64_t k = p.k_start[block.source * p.num_groups + g] + s * p.index[source.depth_start + g] + entry[2];
+    f(conv_group * p.packed_size + p.groups[g].weights_start + k * p.groups[g].pitch + m, entry[3], block.scales_start + e);
+  }
+}
+
+int64_t weights_at(const Block& block, int64_t conv_group, int64_t s, int64_t t) {
+  return block.weights_start + conv_group * block.stride_group + t * block.stride_target + s * block.stride_source;
+}
+
+template <class T>
+void pack(const Params& p, int64_t begin, int64_t end) {
+  const T* scales = static_cast<const T*>(p.values);
+  T* packed = static_cast<T*>(p.packed);
+  each_block(p, begin, end, [&](int64_t g, const Block& block, const Source& source, const Target& target, int64_t s, int64_t t) {
+    const T* w = static_cast<const T*>(p.weights) + weights_at(block, g, s, t);
+    each_entry(p, g, block, source, target, s, t,
+               [&](int64_t at, int64_t path, int64_t scale) { packed[at] += scales[scale] * w[path]; });
+  });
+}
+
+template <class T>
+void unpack(const Params& p, int64_t begin, int64_t end) {
+  const T* scales = static_cast<const T*>(p.values);
+  const T* packed = static_cast<const T*>(p.grad_packed);
+  const int64_t slot_size = p.conv_groups * p.packed_size;
+  each_block(p, begin, end, [&](int64_t g, const Block& block, const Source& source, const Target& target, int64_t s, int64_t t) {
+    T* w = static_cast<T*>(p.grad_weights) + weights_at(block, g, s, t);
+    set_zero(w, block.paths);
+    each_entry(p, g, block, source, target, s, t, [&](int64_t at, int64_t path, int64_t scale) {
+      T sum = 0;
+      for (int64_t slot = 0; slot < p.slots; ++slot) sum += packed[slot * slot_size + at];
+      w[path] += scales[scale] * sum;
+    });
+  });
+}
+
+// Threads take slots as they go. Each slot always has the same tasks, so that sums depend on the number of slots only.
+template <class T>
+void run_slots(const Params& p) {
+  Worker<T> worker(p);
+  const auto take = [&] { return __atomic_fetch_add(p.next_slot, 1, __ATOMIC_RELAXED); };
+  for (int64_t slot = take(); slot < p.slots; slot = take()) {
+    worker.grad_packed = static_cast<T*>(p.grad_packed) + slot * p.conv_groups * p.packed_size;
+    for (int64_t task = p.tasks * slot / p.slots; task < p.tasks * (slot + 1) / p.slots; ++task) worker.run(task);
+  }
+}
+
+}  // namespace
+
+// One thread's part. How many threads there are does not matter: they share the slots.
+void steerable_conv(const Params& p, int64_t, int64_t) {
+  p.dtype == DType::f64 ? run_slots<double>(p) : run_slots<float>(p);
+}
+
+void steerable_conv_pack(const Params& p, int64_t begin, int64_t end) {
+  p.dtype == DType::f64 ? pack<double>(p, begin, end) : pack<float>(p, begin, end);
+}
+
+void steerable_conv_unpack(const Params& p, int64_t begin, int64_t end) {
+  p.dtype == DType::f64 ? unpack<double>(p, begin, end) : unpack<float>(p, begin, end);
+}
+
+}  // namespace equiconv::EQUICONV_ISA

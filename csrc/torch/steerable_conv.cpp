@@ -1,0 +1,142 @@
+#include "../cpu/isa.h"
+#include "glue.h"
+#include "steerable_conv_layout.h"
+#include "thread_scratch.h"
+
+#include <tuple>
+
+EQUICONV_DECLARE_CPU(steerable_conv, steerable::Params)
+EQUICONV_DECLARE_CPU(steerable_conv_pack, steerable::Params)
+EQUICONV_DECLARE_CPU(steerable_conv_unpack, steerable::Params)
+
+namespace equiconv {
+namespace {
+
+using steerable::kAxes;
+using steerable::Params;
+
+// (outer, middle, inner): in the plane there is no middle.
+void set_axes(const std::vector<int64_t>& from, int64_t missing, int64_t (&axes)[kAxes]) {
+  STD_TORCH_CHECK(from.size() == 2 || from.size() == 3, "steerable_conv: two or three spatial dimensions, got ", from.size());
+  axes[0] = from[0], axes[1] = from.size() == 3 ? from[1] : missing, axes[2] = from.back();
+}
+
+std::vector<int64_t> spatial(const Tensor& t) {
+  std::vector<int64_t> size;
+  for (int64_t d = 2; d < t.dim(); ++d) size.push_back(t.size(d));
+  return size;
+}
+
+// Runs the stages from the source to the target or, with a companion, to the gradient of the weights, or both.
+struct Call {
+  Params params{};
+  int64_t kernel[kAxes], dilation[kAxes];
+
+  Call(const Tensor& source, const Tensor& weights, const Tensor& index, const Tensor& values,
+       const std::vector<int64_t>& kernel_size, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+       const std::vector<int64_t>& dilations, int64_t groups, bool up, const std::vector<int64_t>& target_size) {
+    for (const Tensor* t : {&source, &weights, &index, &values}) {
+      STD_TORCH_CHECK(t->is_contiguous(), "steerable_conv: tensors and tables must be contiguous");
+      STD_TORCH_CHECK(t->numel() == 0 || t->const_data_ptr() != nullptr, "steerable_conv: the memory of a tensor was freed");
+    }
+    STD_TORCH_CHECK(index.scalar_type() == torch::headeronly::ScalarType::Int, "steerable_conv: index must be an int32 table");
+    for (const Tensor* t : {&weights, &values})
+      STD_TORCH_CHECK(t->scalar_type() == source.scalar_type(), "steerable_conv: all floating-point tensors must have one dtype");
+    params.dtype = dtype_of(source);
+    STD_TORCH_CHECK(params.dtype == DType::f32 || params.dtype == DType::f64, "steerable_conv: float32 or float64 only");
+    STD_TORCH_CHECK(source.dim() == int64_t(target_size.size()) + 1 && source.dim() == int64_t(kernel_size.size()) + 2,
+                    "steerable_conv: source must be [batch, channels, *size], target_size [channels, *size]");
+    params.index = static_cast<const int32_t*>(index.const_data_ptr());
+    params.values = values.const_data_ptr();
+    params.weights = weights.const_data_ptr();
+    params.source = source.const_data_ptr();
+    params.batch = source.size(0), params.conv_groups = groups, params.up = up;
+    params.source_channels = source.size(1), params.target_channels = target_size[0];
+    set_axes(spatial(source), 1, params.source_size);
+    set_axes({target_size.begin() + 1, target_size.end()}, 1, params.target_size);
+    set_axes(stride, 1, params.stride);
+    set_axes(padding, 0, params.padding);
+    set_axes(kernel_size, 1, kernel);
+    set_axes(dilations, 1, dilation);
+  }
+
+  // target, grad_weights: written where they are defined
+  void run(const Tensor& like, Tensor* target, Tensor* grad_weights) {
+    const int64_t threads = torch::stable::get_num_threads();
+    const steerable::Layout layout(params, kernel, dilation, threads);
+    const Tensor packed = torch::stable::new_zeros(like, {target ? params.conv_groups * params.packed_size : 0});
+    const Tensor grad_packed = torch::stable::new_zeros(like, {grad_weights ? params.slots * params.conv_groups * params.packed_size : 0});
+    params.packed = packed.mutable_data_ptr();
+    params.grad_packed = grad_packed.mutable_data_ptr();
+    const int64_t fields = layout.block_fields();
+    if (target) {
+      params.target = target->mutable_data_ptr();
+      parallel(fields, threads, steerable_conv_pack_cpu());
+    }
+    const int64_t bytes = params.scratch_size * (params.dtype == DType::f64 ? 8 : 4);
+    int64_t next_slot = 0;
+    params.next_slot = &next_slot;
+    torch::stable::parallel_for(0, std::min(threads, params.slots), 1, [&](int64_t begin, int64_t end) {
+      Params mine = params;
+      mine.scratch = thread_scratch(bytes);
+      steerable_conv_cpu()(mine, begin, end);
+    });
+    if (grad_weights) {
+      params.grad_weights = grad_weights->mutable_data_ptr();
+      parallel(fields, threads, steerable_conv_unpack_cpu());
+    }
+  }
+
+  template <class Kernel>
+  void parallel(int64_t work, int64_t threads, Kernel kernel_function) const {
+    torch::stable::parallel_for(0, work, std::max<int64_t>(1, work / threads), [&](int64_t begin, int64_t end) { kernel_function(params, begin, end); });
+  }
+};
+
+std::vector<int64_t> full_size(const Tensor& source, const std::vector<int64_t>& target_size) {
+  std::vector<int64_t> size{source.size(0)};
+  size.insert(size.end(), target_size.begin(), target_size.end());
+  return size;
+}
+
+// The tables of the adjoint, which come after a call's own, are for the backward formula.
+Tensor steerable_conv_glue(const Tensor& source, const Tensor& weights, const std::optional<Tensor>& bias, const Tensor& index,
+                           const Tensor& values, const Tensor&, const Tensor&, const std::vector<int64_t>& kernel,
+                           const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups, bool up,
+                           const std::vector<int64_t>& target_size) {
+  Call call(source, weights, index, values, kernel, stride, padding, dilation, groups, up, target_size);
+  Tensor target = torch::stable::new_empty(source, full_size(source, target_size));
+  if (bias) {
+    STD_TORCH_CHECK(bias->is_contiguous() && bias->numel() == target_size[0] && bias->scalar_type() == source.scalar_type(),
+                    "steerable_conv: bias must have one number for each channel of the target");
+    call.params.bias = bias->const_data_ptr();
+  }
+  if (target.numel() > 0) call.run(source, &target, nullptr);
+  return target;
+}
+
+std::tuple<Tensor, Tensor> steerable_conv_bwd_glue(
+    const Tensor& source, const Tensor& weights, const Tensor& companion, const Tensor& index, const Tensor& values,
+    const Tensor&, const Tensor&, const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+    const std::vector<int64_t>& dilation, int64_t groups, bool up, const std::vector<int64_t>& target_size, bool wants_target,
+    bool wants_weights) {
+  Call call(source, weights, index, values, kernel, stride, padding, dilation, groups, up, target_size);
+  const std::vector<int64_t> size = full_size(source, target_size);
+  STD_TORCH_CHECK(companion.is_contiguous() && companion.scalar_type() == source.scalar_type() && companion.dim() == int64_t(size.size()),
+                  "steerable_conv_bwd: companion must be contiguous, of the target's size");
+  for (size_t d = 0; d < size.size(); ++d) STD_TORCH_CHECK(companion.size(d) == size[d], "steerable_conv_bwd: companion must have the target's size");
+  Tensor target = torch::stable::new_empty(source, wants_target ? size : std::vector<int64_t>{0});
+  Tensor grad_weights = torch::stable::new_zeros(weights, {wants_weights ? weights.numel() : 0});
+  if (wants_weights) call.params.companion = companion.const_data_ptr();
+  if (companion.numel() > 0 && (wants_target || wants_weights))
+    call.run(source, wants_target ? &target : nullptr, wants_weights ? &grad_weights : nullptr);
+  return {target, grad_weights};
+}
+
+}  // namespace
+}  // namespace equiconv
+
+STABLE_TORCH_LIBRARY_IMPL(equiconv, CPU, m) {
+  m.impl("steerable_conv", EQUICONV_BOX(equiconv::steerable_conv_glue));
+  m.impl("steerable_conv_bwd", EQUICONV_BOX(equiconv::steerable_conv_bwd_glue));
+}

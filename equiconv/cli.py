@@ -1,0 +1,165 @@
+"""The command line: equiconv info | calibrate | demo | train | bench.
+
+Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted (go on with --resume).
+"""
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from typer import Option
+
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Fused kernels behind drop-in replacements of escnn's layers.")
+
+Device = Annotated[str | None, Option(help="cpu or cuda; by default cuda where there is one")]
+Out = Annotated[str | None, Option(help="folder of all that the run writes")]
+Resume = Annotated[bool, Option("--resume", help="go on from the checkpoint in the output folder")]
+Seed = Annotated[int | None, Option(help="of weights and batches")]
+Epochs = Annotated[int | None, Option(help="passes over the training samples")]
+BatchSize = Annotated[int | None, Option(help="samples of a step, over all processes")]
+TrainSize = Annotated[int | None, Option(help="samples to train on")]
+
+
+def main():
+    app(prog_name="equiconv")
+
+
+@app.command()
+def info():
+    """Versions, machine, and which backends can run here."""
+    from .experiments import environment
+    from .experiments.report import table
+    console = Console()
+    for title, facts in (("versions", environment.versions()), ("machine", environment.machine()),
+                         ("optional packages", environment.optional_packages()), ("build", environment.build())):
+        console.print(table(title, ("", ""), facts.items()))
+    rows = []
+    for op in environment.ops():
+        for device in ("cpu", "cuda"):
+            for backend in ("native", "triton", "reference"):
+                reason = environment.why_not(op, backend, device)
+                rows.append((op, device, backend, "no: " + reason if reason else "yes"))
+    console.print(table("backends", ("op", "device", "backend", "runs here"), rows))
+    console.print(table("convolutions", ("", ""), environment.convolutions().items()))
+
+
+@app.command()
+def calibrate():
+    """Measures the costs by which a convolution chooses its method, and keeps them in EQUICONV_CACHE."""
+    from . import backends, calibration
+    from .experiments.report import table
+    from .nn import costs
+    found = calibration.measure()
+    rows = [(method, amount, f"{seconds:.3g}") for method, names in costs.AMOUNTS.items()
+            for amount, seconds in zip(names, found.seconds[method], strict=True)]
+    Console().print(table("costs", ("method", "amount", "seconds for one, on one thread"), rows))
+    if backends.CACHE_FOLDER:
+        costs.keep(found)
+        typer.echo(f"kept in {backends.CACHE_FOLDER}")
+    else:
+        typer.echo("not kept: set EQUICONV_CACHE to a folder")
+
+
+@app.command()
+def demo(
+    out: Out = None, device: Device = None, seed: Seed = None, epochs: Epochs = None, batch_size: BatchSize = None,
+    train_size: TrainSize = None, resume: Resume = False,
+    construction: Annotated[bool, Option(help="also time the construction of both, in fresh processes")] = True,
+):
+    """Trains a small C8-steerable CNN with escnn and with equiconv, in turns, and compares them."""
+    from .experiments import demo as demonstration
+    from .experiments import get
+    flags = {"out": out, "device": device, "seed": seed, "epochs": epochs, "batch_size": batch_size,
+             "train_size": train_size}
+    experiment = get("mnist-rot")
+    config = _settings(experiment, flags, resume, defaults=demonstration.DEFAULTS)
+    _run(lambda console: demonstration.run(config, experiment, console, resume, construction))
+
+
+@app.command()
+def train(
+    experiment: Annotated[str, typer.Argument(help="which experiment")] = "mnist-rot",
+    config: Annotated[Path | None, Option(help="JSON or TOML file of settings; flags come before it")] = None,
+    model: Annotated[str | None, Option(help="name in equiconv.models")] = None,
+    model_options: Annotated[str | None, Option(help='as JSON: \'{"order": 4}\'')] = None,
+    device: Device = None,
+    dtype: Annotated[str | None, Option(help="float32, bfloat16, float16 (both by autocast) or float64")] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    train_size: TrainSize = None,
+    seed: Seed = None,
+    lr: Annotated[float | None, Option(help="learning rate of Adam")] = None,
+    weight_decay: Annotated[float | None, Option(help="of Adam")] = None,
+    schedule: Annotated[str | None, Option(help="of the learning rate: constant or cosine")] = None,
+    accelerate: Annotated[bool | None, Option("--accelerate/--no-accelerate",
+                                              help="layers of equiconv, or of escnn")] = None,
+    compile: Annotated[bool | None, Option("--compile/--no-compile", help="torch.compile the network")] = None,
+    out: Out = None,
+    resume: Resume = False,
+):
+    """Trains a network; under torchrun in several processes."""
+    flags = {"model": model, "model_options": _json(model_options), "device": device, "dtype": dtype, "epochs": epochs,
+             "batch_size": batch_size, "train_size": train_size, "seed": seed, "lr": lr, "weight_decay": weight_decay,
+             "schedule": schedule, "accelerate": accelerate, "compile": compile, "out": out}
+    from .experiments import get
+    from .experiments.config import read_file
+    from .experiments.training import train as run
+    try:
+        chosen = get(experiment)
+        in_file = read_file(config) if config else {}
+    except ValueError as error:
+        _fail(error, MISUSED)
+    settings = _settings(chosen, flags, resume, in_file)
+    _run(lambda console: run(settings, chosen, console, resume))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def bench(context: typer.Context):
+    """Runs the benchmarks; arguments go to benchmarks.run. Only in the repository."""
+    if not Path("benchmarks/run.py").exists():
+        _fail("the benchmarks are not part of the package: run this in the root of equiconv's repository", MISUSED)
+    raise typer.Exit(subprocess.run([sys.executable, "-m", "benchmarks.run", *context.args]).returncode)
+
+
+def _settings(experiment, flags, resume, in_file=None, defaults=None):
+    """The Config from defaults, file and flags; to resume, what the run was started with takes the defaults' place."""
+    from .experiments.config import resolve
+    from .experiments.training import saved_settings
+    try:
+        in_file = in_file or {}
+        config = resolve(experiment, {**(defaults or {}), **in_file}, flags)
+        return resolve(experiment, in_file, flags, saved_settings(config.out)) if resume else config
+    except ValueError as error:
+        _fail(error, MISUSED)
+
+
+def _run(run):
+    """Calls run(console) and exits with what came of it."""
+    from .experiments.data import MissingData
+    from .experiments.training import Diverged
+    try:
+        complete = run(Console())
+    except ValueError as error:
+        _fail(error, MISUSED)
+    except (Diverged, MissingData, OSError) as error:
+        _fail(error, FAILED)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    raise typer.Exit(0 if complete else INTERRUPTED)
+
+
+def _json(text):
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        _fail(f"--model-options is not JSON: {error}", MISUSED)
+
+
+def _fail(message, code):
+    typer.echo(f"Error: {message}", err=True)
+    raise typer.Exit(code)

@@ -1,0 +1,72 @@
+"""Figures of the reports: for print, and readable without colour."""
+from .files import write_atomically
+
+STYLE = {"font.size": 9, "axes.grid": True, "grid.color": "0.88", "grid.linewidth": 0.6, "axes.axisbelow": True,
+         "axes.spines.top": False, "axes.spines.right": False, "legend.edgecolor": "none",
+         "figure.constrained_layout.use": True}
+LIGHT, DARK = "#e08b2c", "#1f4e79"  # apart in lightness too
+
+
+def save(path, width, height, panels, draw):
+    """Writes draw(figure, axes) as a PNG. width, height in inches; panels side by side."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    with matplotlib.rc_context(STYLE):  # no pyplot: the user's backend and figures stay as they are
+        figure = Figure(figsize=(width, height))
+        FigureCanvasAgg(figure)
+        draw(figure, figure.subplots(1, panels, squeeze=False)[0])
+        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=200))
+
+
+def smooth(values, window):
+    """Means over up to `window` values up to each one."""
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    return [(sums[i] - sums[max(0, i - window)]) / (i - max(0, i - window)) for i in range(1, len(sums))]
+
+
+def training_curves(path, history, score_name):
+    """Loss per step and test score per epoch."""
+    def draw(_, axes):
+        steps = [row["step"] for row in history.steps]
+        losses = [row["loss"] for row in history.steps]
+        window = max(1, len(losses) // 50)
+        axes[0].plot(steps, losses, color="0.8", lw=0.8, label="each step")
+        axes[0].plot(steps, smooth(losses, window), color=DARK, lw=1.5, label=f"mean of {window} steps")
+        axes[0].set(xlabel="step", ylabel="training loss")
+        axes[0].set_ylim(bottom=0)
+        axes[0].legend()
+        epochs = [row["epoch"] for row in history.epochs]
+        axes[1].plot(epochs, [row["score"] for row in history.epochs], "o-", color=DARK, ms=3, lw=1.2)
+        axes[1].set(xlabel="epoch", ylabel=f"test {score_name}")
+        axes[1].xaxis.get_major_locator().set_params(integer=True)
+    save(path, 7, 2.8, 2, draw)
+
+
+def demo_curves(path, losses, milliseconds):
+    """Loss curves and step times of escnn and equiconv. losses, milliseconds: {name: list, one value per step}"""
+    looks = {"escnn": {"color": LIGHT, "lw": 3.0, "ls": "-"}, "equiconv": {"color": DARK, "lw": 1.2, "ls": "--"}}
+
+    def draw(_, axes):
+        for name, values in losses.items():
+            window = max(1, len(values) // 50)
+            axes[0].plot(range(1, len(values) + 1), smooth(values, window), label=name, **looks[name])
+        axes[0].set(xlabel="step", ylabel=f"training loss, mean of {window} steps",
+                    title="Same data, same initial weights")
+        axes[0].set_ylim(bottom=0)
+        axes[0].legend()
+        everything = sorted(sum(milliseconds.values(), []))
+        low, high = 0.95 * everything[0], everything[int(0.98 * (len(everything) - 1))] * 1.05  # without rare pauses
+        edges = [low + (high - low) * i / 40 for i in range(41)]
+        for name, values in milliseconds.items():
+            median = sorted(values)[len(values) // 2]
+            look = looks[name]
+            axes[1].hist(values, edges, histtype="stepfilled", alpha=0.35, color=look["color"], ec=look["color"],
+                         hatch=None if name == "escnn" else "////", label=f"{name}: median {median:.1f} ms")
+            axes[1].axvline(median, color=look["color"], ls=look["ls"], lw=1.5)
+        axes[1].set(xlabel="time of a training step (ms)", ylabel="steps", title="Step times, trained in turns")
+        axes[1].set_ylim(top=axes[1].get_ylim()[1] * 1.3)  # room for the legend
+        axes[1].legend()
+    save(path, 8, 3.2, 2, draw)

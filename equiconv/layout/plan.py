@@ -1,0 +1,215 @@
+"""The plan of a layer's filter: its paths and harmonics, and the tables that the kernels read."""
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from threading import Lock
+
+import numpy as np
+import torch
+
+from .conv_tables import conv_tables, too_large
+from .factorised import factorise
+from .flat_table import PADDING, FlatTable
+from .paths import find_paths
+from .representations import FieldsOf, group_fields
+from .work import work_of
+
+# One row of `pairs`, for one (input, output) pair of representations; ExpandFilterPair in csrc/expand_filter.h is the
+# same. Weights of a pair are [out_fields, in_fields, paths]. "start" counts elements of `weights`, `index` or `values`.
+PAIR = (
+    "weights_start",         # in weights
+    "paths",                 # D
+    "out_fields", "in_fields",
+    "out_size", "in_size",   # of the two representations
+    "harmonics",             # R: the harmonics that this pair uses
+    "out_channels_start",    # in index: the first channel of each output field
+    "in_channels_start",
+    "row_start",             # in index: [out_size * in_size * R + 1] CSR over rows (n, m, h) of the pair's terms
+    "terms_start",           # in index: path of each term, sorted by row; and in values: its coefficient
+    "coefficients_start",
+    "path_start",            # in index: [D + 1] CSR over paths of the pair's terms
+    "path_terms_start",      # in index: (row, place among the pair's coefficients) of each term, sorted by path
+    "out_basis_start",       # in values: Q_out [out_size, out_size]; -1 for the identity
+    "in_basis_start",        # in values: (Q_in^-1)^T [in_size, in_size]; -1 for the identity
+    "harmonics_start",       # in values: H [R, S]
+    "blocks_start",          # in index: (out component, d_out, in component, d_in, start in values) of each path
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The paths between the fields of one input and one output representation. None of them: a zero block."""
+    in_fields: FieldsOf
+    out_fields: FieldsOf
+    paths: list
+
+
+class FilterPlan:
+    """How a layer's weights become its filter.
+
+    filter[o + i, c + j, s] = sum_p w[p] sum_(n,m,h) Q_out[i, n] T[p, n, m, h] H[h, s] Q_in^-1[m, j] for fields whose
+    first channels are o and c.
+
+    in_channels, out_channels, taps   sizes of the filter
+    weights                           number of weights
+    harmonics                         [R, S], NumPy
+    pairs                             list of Pair, in the order of the weights; pairs without paths last
+    """
+
+    def __init__(self, harmonics, pairs, in_channels, out_channels):
+        self.harmonics, self.pairs = harmonics, pairs
+        self.in_channels, self.out_channels, self.taps = in_channels, out_channels, harmonics.shape[1]
+        self.weights = sum(len(p.paths) * len(p.in_fields) * len(p.out_fields) for p in pairs)
+        self._pairs, self._index, self._values = _tables(pairs, harmonics)
+        self._placed, self._factorised = {}, {}
+
+    def tables(self, device, dtype):
+        """(pairs [P, len(PAIR)] int32, index [.] int32, values [.] of dtype) on that device."""
+        key = (device, dtype)
+        if key not in self._placed:
+            self._placed[key] = (self._pairs.to(device), self._index.to(device), self._values.to(device, dtype))
+        return self._placed[key]
+
+    def factorised(self, kernel, adjoint=False):
+        """FactorisedPlan for a grid of taps of shape `kernel`."""
+        key = (kernel, adjoint)
+        if key not in self._factorised:
+            self._factorised[key] = factorise(self, kernel, adjoint)
+        return self._factorised[key]
+
+    def conv_tables(self, kernel, stride, dilation, groups, up, adjoint, device, dtype):
+        """(index int32, values of dtype) on that device: see layout.conv_tables."""
+        key = (kernel, stride, dilation, groups, up, adjoint, device, dtype)
+        if key not in self._placed:
+            problem = self.too_large_to_factorise(kernel)
+            if problem is not None:
+                raise ValueError(f"this layer cannot be computed in factorised form: {problem}")
+            index, values = conv_tables(self.factorised(kernel, adjoint), kernel, stride, dilation, groups, up)
+            self._placed[key] = index.to(device), values.to(device, dtype)
+        return self._placed[key]
+
+    def too_large_to_factorise(self, kernel):
+        """Why the kernels cannot compute this layer in factorised form, or None."""
+        if ("too large", kernel) not in self._factorised:
+            reasons = (too_large(self.factorised(kernel, adjoint)) for adjoint in (False, True))
+            self._factorised["too large", kernel] = next((r for r in reasons if r is not None), None)
+        return self._factorised["too large", kernel]
+
+    def work(self, kernel, stride, dilation, groups, up, adjoint):
+        """layout.work.Work of the stages, from the input to the output or, in the adjoint, the other way."""
+        key = ("work", kernel, stride, dilation, groups, up, adjoint)
+        if key not in self._factorised:
+            self._factorised[key] = work_of(self.factorised(kernel, adjoint), kernel, stride, dilation, groups, up)
+        return self._factorised[key]
+
+    def __deepcopy__(self, memo):
+        return self  # never changed after construction
+
+
+def _tables(pairs, harmonics):
+    index, values, rows, weights = FlatTable(np.int32), FlatTable(np.float64), [], 0
+    for pair in pairs:
+        out, in_ = pair.out_fields.layout, pair.in_fields.layout
+        row = dict.fromkeys(PAIR, 0)
+        row.update(weights_start=weights, paths=len(pair.paths), out_fields=len(pair.out_fields),
+                   in_fields=len(pair.in_fields), out_size=out.size, in_size=in_.size,
+                   out_channels_start=index.add(pair.out_fields.channels),
+                   in_channels_start=index.add(pair.in_fields.channels))
+        if pair.paths:
+            row.update(_terms(pair, harmonics, index, values))
+            row["out_basis_start"] = -1 if out.is_split else values.add(out.change_of_basis)
+            row["in_basis_start"] = -1 if in_.is_split else values.add(in_.change_of_basis_inv.T)
+        weights += len(pair.paths) * len(pair.out_fields) * len(pair.in_fields)
+        rows.append([row[name] for name in PAIR])
+    if max(index.size, values.size, weights) >= 2**31:
+        raise ValueError("this layer is too large: its tables need more than 2^31 elements")
+    return torch.tensor(rows, dtype=torch.int32), index.tensor(), values.tensor(PADDING)
+
+
+def _terms(pair, harmonics, index, values):
+    """Tables of a pair's terms: the nonzero elements of T[p, n, m, h], by row (n, m, h) and by path p."""
+    used = np.unique(np.concatenate([path.harmonics for path in pair.paths]))
+    local = np.zeros(len(harmonics), dtype=np.int64)
+    local[used] = np.arange(len(used))
+    in_size, count = pair.in_fields.layout.size, len(used)
+    term_path, term_row, coefficients, blocks = [], [], [], []
+    for p, path in enumerate(pair.paths):
+        a, b, h = path.coefficients.nonzero()
+        term_row.append(((path.out_slot.start + a) * in_size + path.in_slot.start + b) * count + local[h])
+        term_path.append(np.full(len(a), p))
+        coefficients.append(path.coefficients[a, b, h])
+        blocks.append((path.out_slot.start, path.out_slot.size, path.in_slot.start, path.in_slot.size,
+                       values.add(path.coefficients @ harmonics)))
+    term_path, term_row, coefficients = map(np.concatenate, (term_path, term_row, coefficients))
+    rows = pair.out_fields.layout.size * in_size * count
+    by_row, by_path = np.argsort(term_row, kind="stable"), np.argsort(term_path, kind="stable")
+    place = np.empty_like(by_row)
+    place[by_row] = np.arange(len(by_row))
+    return dict(
+        harmonics=count, harmonics_start=values.add(harmonics[used]),
+        row_start=index.add(np.searchsorted(term_row[by_row], np.arange(rows + 1))),
+        terms_start=index.add(term_path[by_row]), coefficients_start=values.add(coefficients[by_row]),
+        path_start=index.add(np.searchsorted(term_path[by_path], np.arange(len(pair.paths) + 1))),
+        path_terms_start=index.add(np.stack([term_row[by_path], place[by_path]], 1)),
+        blocks_start=index.add(blocks))
+
+
+_CACHE, _CACHE_SIZE, _LOCK = OrderedDict(), 64, Lock()
+
+
+def build_plan(in_representations, out_representations, bases):
+    """FilterPlan of a layer.
+
+    in_representations, out_representations  escnn representations, one for each field
+    bases                                    {(input name, output name): sampled basis [D, out, in, S] tensor}, without
+                                             the empty ones; the weights are ordered by the sorted names
+
+    Layers with the same bases share the search for harmonics and paths.
+    """
+    in_fields, out_fields = group_fields(in_representations), group_fields(out_representations)
+    names = sorted(bases)
+    digest = hashlib.blake2b()
+    for name in names:
+        digest.update(repr((name, bases[name].shape, bases[name].dtype)).encode())
+        digest.update(bases[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for name in sorted({i for i, _ in names} | {o for _, o in names}):
+        layout = (in_fields.get(name) or out_fields[name]).layout
+        digest.update(layout.change_of_basis)
+        digest.update(repr(layout.slots).encode())
+    key = digest.digest()
+    with _LOCK:
+        if key not in _CACHE:
+            _CACHE[key] = find_paths([(bases[i, o], out_fields[o].layout, in_fields[i].layout) for i, o in names])
+            if len(_CACHE) > _CACHE_SIZE:
+                _CACHE.popitem(last=False)
+        _CACHE.move_to_end(key)
+        harmonics, found = _CACHE[key]
+    return _plan(in_representations, out_representations, in_fields, out_fields, names, harmonics, found)
+
+
+def _plan(in_representations, out_representations, in_fields, out_fields, names, harmonics, found):
+    """FilterPlan from what find_paths says of the pairs of representation names."""
+    pairs = [Pair(replace(in_fields[i], layout=in_layout), replace(out_fields[o], layout=out_layout), paths)
+             for (i, o), (out_layout, in_layout, paths) in zip(names, found)]
+    pairs += [Pair(in_fields[i], out_fields[o], []) for i in in_fields for o in out_fields if (i, o) not in names]
+    in_channels, out_channels = (sum(r.size for r in reps) for reps in (in_representations, out_representations))
+    return FilterPlan(harmonics, pairs, in_channels, out_channels)
+
+
+def plan_of(basisexpansion):
+    """FilterPlan of an escnn BlocksBasisExpansion, from the bases that it holds (which may come from a checkpoint).
+
+    Of an expansion that knows its irrep blocks, from those (see nn.basisexpansion).
+    """
+    native = getattr(basisexpansion, "irrep_paths", lambda: None)()
+    if native is not None:
+        in_reprs, out_reprs = basisexpansion._in_reprs, basisexpansion._out_reprs
+        return _plan(in_reprs, out_reprs, group_fields(in_reprs), group_fields(out_reprs),
+                     basisexpansion._representations_pairs, *native)
+    bases = {pair: basis_block(basisexpansion, pair).sampled_basis for pair in basisexpansion._representations_pairs}
+    return build_plan(basisexpansion._in_reprs, basisexpansion._out_reprs, bases)
+
+
+def basis_block(basisexpansion, pair):
+    """The submodule that holds the buffer `sampled_basis` [D, out, in, S] of one pair of representation names."""
+    return getattr(basisexpansion, f"block_expansion_{basisexpansion._escape_pair(pair)}")

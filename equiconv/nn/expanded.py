@@ -1,0 +1,176 @@
+"""What the modules share whose linear map is expanded from weights: plan, filter, cache of evaluation, state."""
+import copy
+
+import torch
+from escnn.nn import EquivariantModule
+from escnn.nn.modules import basismanager
+
+from ..layout import basis_block, plan_of
+from ..ops import expand_filter, plain_filter
+from ..ops.expand_filter import compute_dtype
+
+
+class Expanded:
+    """Mixin before an escnn module with `weights`, `bias`, `bias_expansion` and `basisexpansion`.
+
+    escnn keeps the expanded filter and bias in buffers that come and go with the mode. Here they are never stored.
+    The state_dict has their keys in every mode, with what the weights expand to now: a new escnn module and one in eval
+    mode load it strictly, and compute with it what this module computes. (An escnn module after .train() has no such
+    keys, so it needs strict=False.) Loading takes the keys or their absence, and reads the weights only; who drops them
+    has a smaller file.
+    """
+
+    filter_name = "filter"
+    transposed = False
+    kernel = ()  # spatial sizes of the filter
+
+    def _adopt(self):
+        """Makes an escnn module that was just built, or one built long ago, into one of this class."""
+        for name in (self.filter_name, "expanded_bias"):
+            self._buffers.pop(name, None)
+        self._own_basis()
+        self._plan = self._evaluated = None
+
+    def _own_basis(self):
+        """Buffers of this module's own, in an order that does not depend on the hash seed.
+
+        escnn shares them between modules, so that .double() of one changes all, and adds them in the order of a set,
+        by which DistributedDataParallel would write one rank's buffers over others of another rank.
+        """
+        expansion = self.basisexpansion
+        for name, block in expansion._modules.items():
+            if type(block) is not basismanager.SingleBlockBasisExpansion:  # made by this package, for this module
+                continue
+            expansion._modules[name] = own = copy.copy(block)
+            own.__class__ = SingleBlockBasisExpansion
+            own.__dict__["_buffers"] = {
+                key: buffer.to(self.weights, copy=True) for key, buffer in block._buffers.items()}
+        for name, buffer in expansion._buffers.items():  # some are overlapping views, which cannot be loaded into
+            expansion._buffers[name] = buffer.clone(memory_format=torch.contiguous_format)
+        expansion._modules = dict(sorted(expansion._modules.items()))
+
+    @property
+    def plan(self):
+        """layout.FilterPlan of this module, made again when a checkpoint brought another basis."""
+        self._refresh_plan()
+        return self._plan[0]
+
+    @torch.compiler.assume_constant_result  # a compiler's trace runs it once, and guards the plan that it then reads
+    def _refresh_plan(self):
+        if torch.compiler.is_exporting() and self._plan is not None:  # the buffers hold no data then
+            return
+        if self._plan is None or any(block.foreign_basis is not basis or _version(basis) != version
+                                     for block, basis, version in self._plan[1]):
+            self._set_plan(plan_of(self.basisexpansion))
+
+    def _set_plan(self, plan):
+        """Takes the plan for that of the bases as they are now."""
+        blocks = [basis_block(self.basisexpansion, pair) for pair in self.basisexpansion._representations_pairs]
+        bases = [block.foreign_basis for block in blocks]
+        self._plan = (plan, [(block, basis, _version(basis)) for block, basis in zip(blocks, bases)])
+        if not self.weights.is_meta:
+            plan.tables(self.weights.device, compute_dtype(self.weights.dtype))
+
+    def _apply(self, *args, **kwargs):
+        # A module that is moved or cast keeps its plan: it is more precise than a basis in bfloat16.
+        plan = None if self._plan is None and self.weights.is_meta else self.plan
+        super()._apply(*args, **kwargs)
+        if plan is not None:
+            self._set_plan(plan)
+        return self
+
+    def expand_parameters(self, channels_last=False):
+        """(filter, bias) as the convolution takes them, differentiable; bias is None where there is none."""
+        return self._expand(self.weights, self.bias, channels_last)
+
+    def _expand(self, weights, bias, channels_last=False):
+        if torch.onnx.is_in_onnx_export():
+            filter = plain_filter(weights, self.plan, self.kernel, self.transposed)
+        else:
+            filter = expand_filter(weights, self.plan, self.kernel, channels_last=channels_last,
+                                   transposed=self.transposed)
+        return filter, None if bias is None else self.bias_expansion @ bias
+
+    def filter_and_bias(self, channels_last=False):
+        """expand_parameters, from the cache in evaluation without gradients."""
+        tensors = [self.weights] if self.bias is None else [self.weights, self.bias, self.bias_expansion]
+        with_gradients = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        # Whether the weights are still the same is asked of their contents: an assignment through .data leaves no other
+        # trace. On a GPU the answer would have to be waited for, which costs more than the expansion.
+        if self.training or with_gradients or self.weights.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._expand(self.weights, self.bias, channels_last)
+        key = (self.plan, channels_last, torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+        evaluated = self._evaluated  # read once: another thread may reset it
+        if evaluated is not None:
+            known, copies, result = evaluated
+            if known == key and all(c.dtype == t.dtype and torch.equal(c, t) for c, t in zip(copies, tensors)):
+                return result
+        with torch.inference_mode(False), torch.no_grad():  # its tensors serve later calls that need gradients
+            result = self._expand(self.weights, self.bias, channels_last)
+            self._evaluated = (key, [t.detach().clone() for t in tensors], result)
+        return result
+
+    def _fill(self, exported):
+        """A plain torch module with this one's filter and bias, device and dtype, in eval mode."""
+        exported = exported.to(self.weights.device, self.weights.dtype).eval()
+        filter, bias = self.expand_parameters()
+        exported.weight.data = filter.detach()
+        if bias is not None:
+            exported.bias.data = bias.detach()
+        return exported
+
+    def train(self, mode=True):
+        self._evaluated = None
+        if not mode and not self.weights.is_meta:
+            self._refresh_plan()  # torch.export needs it before it starts
+        return EquivariantModule.train(self, mode)
+
+    def __getattr__(self, name):
+        if name in (self.filter_name, "expanded_bias") and not self.training:  # escnn's attributes in eval mode
+            with torch.no_grad():
+                return self.filter_and_bias()[name != self.filter_name]
+        return super().__getattr__(name)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_plan": None, "_evaluated": None}
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        with torch.no_grad():
+            filter, bias = self._expanded_state()
+        destination[prefix + self.filter_name] = filter
+        if bias is not None:
+            destination[prefix + "expanded_bias"] = bias
+
+    def _expanded_state(self):
+        weights, bias = self.weights, self.bias
+        if weights.is_meta:
+            sizes = (self.basisexpansion._output_size, self.basisexpansion._input_size)
+            filter = weights.new_empty((*(reversed(sizes) if self.transposed else sizes), *self.kernel))
+            return filter, None if bias is None else bias.new_empty(self.out_type.size)
+        if hasattr(weights, "full_tensor"):  # sharded by fully_shard; its class takes a second to import
+            weights, bias = weights.full_tensor(), None if bias is None else bias.full_tensor()
+        with torch.autocast(weights.device.type, enabled=False):
+            return self._expand(weights, bias)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        expanded = (prefix + self.filter_name, prefix + "expanded_bias")
+        ignored = {key: state_dict.pop(key) for key in expanded if key in state_dict}
+        super()._load_from_state_dict(state_dict, prefix, *args)  # its hooks may change the dict
+        state_dict.update(ignored)
+        self._plan = None  # a compiled graph guards the plan, not the basis
+
+
+class SingleBlockBasisExpansion(basismanager.SingleBlockBasisExpansion):
+    """escnn's, told apart by identity: by the contents, torch.export could not keep it in its dictionaries."""
+    __eq__, __hash__ = object.__eq__, object.__hash__
+
+    @property
+    def foreign_basis(self):
+        """See IrrepBlocks: escnn's own is always taken as it stands."""
+        return self._buffers["sampled_basis"]
+
+
+def _version(tensor):
+    """Changes when the tensor is written to (an inference tensor does not count)."""
+    return None if tensor is None or tensor.is_inference() else tensor._version

@@ -1,0 +1,100 @@
+"""Modules that treat the fields of a type by groups: those of one size, or of one representation, together."""
+import itertools
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class FieldGroup:
+    """Fields that are treated together: what they have in common, how many there are, and their number of channels."""
+    label: object
+    fields: int
+    size: int
+
+
+class ByField:
+    """Mixin of a module that splits its input into groups of fields and joins its output from them.
+
+    Where the fields of a group are not adjacent, one permutation of the channels brings them together, one undoes it.
+    """
+
+    def _group_fields(self, labels, in_sizes, out_sizes=None, order=None):
+        """Defines the groups.
+
+        labels     of the fields of the input, by which they are grouped
+        in_sizes   channels of each field of the input
+        out_sizes  channels of each field of the output, 0 for one that has none; by default those of the input
+        order      of the labels, by default that of their first fields
+        """
+        order = list(dict.fromkeys(labels)) if order is None else order
+        fields = [f for label in order for f in range(len(labels)) if labels[f] == label]
+        self._groups = tuple(FieldGroup(label, labels.count(label), in_sizes[labels.index(label)]) for label in order)
+        gather = channels_of(fields, in_sizes)
+        scatter = channels_of(fields, in_sizes if out_sizes is None else out_sizes)
+        device = next((t.device for t in (*self.parameters(), *self.buffers())), None)
+        for name, permutation in (("_gather", gather), ("_scatter", torch.argsort(scatter))):
+            is_identity = bool((permutation == torch.arange(len(permutation))).all())
+            self.register_buffer(name, None if is_identity else permutation.to(device), persistent=False)
+
+    def _split(self, x):
+        """[B, channels, *spatial] -> for each group [B, fields, size, *spatial]."""
+        if self._gather is not None:
+            x = x.index_select(1, self._gather)
+        parts = x.split([group.fields * group.size for group in self._groups], 1)
+        return [parts[i].unflatten(1, (group.fields, group.size)) for i, group in enumerate(self._groups)]
+
+    def _join(self, parts):
+        """For each group [B, fields * size, *spatial] -> [B, channels, *spatial]."""
+        return self._unpermute(parts[0] if len(parts) == 1 else torch.cat(parts, 1), 1)
+
+    def _unpermute(self, x, dim):
+        return x if self._scatter is None else x.index_select(dim, self._scatter)
+
+    def _per_channel(self, values):
+        """For each group [fields, 1 or size] -> [channels]."""
+        whole = torch.cat([v.expand(group.fields, group.size).flatten() for v, group in zip(values, self._groups)])
+        return self._unpermute(whole, 0)
+
+
+def channels_of(fields, sizes):
+    """The channels of fields of these sizes, in the order of `fields`: int64 tensor."""
+    starts = [0, *itertools.accumulate(sizes)]
+    return torch.tensor([c for f in fields for c in range(starts[f], starts[f] + sizes[f])], dtype=torch.int64)
+
+
+def sizes_of(field_type):
+    return [representation.size for representation in field_type.representations]
+
+
+def subfields_of(field_type):
+    """(channels, channels of a subfield) of each field of an induced type, which supports "induced_norm_<size>"."""
+    return [(representation.size, int(name.split("_")[-1])) for representation in field_type.representations
+            for name in representation.supported_nonlinearities if name.startswith("induced_norm")]
+
+
+def in_sorted_order(module):
+    """Puts a module's own parameters and buffers into the order of their names.
+
+    escnn adds some in the order of a set, which depends on the hash seed: DistributedDataParallel would write one
+    rank's over others of another rank.
+    """
+    for state in (module._parameters, module._buffers):
+        items = sorted(state.items())
+        state.clear()
+        state.update(items)
+
+
+def scale(parts, factors):
+    """part * factor for each part [B, F, S, *spatial] and factor [F, S or 1], in the wider of their dtypes."""
+    return [_per_field(torch.mul, *pair) for pair in zip(parts, factors)]
+
+
+def shift(parts, offsets):
+    """part + offset for each part [B, F, S, *spatial] and offset [F, S or 1], in the wider of their dtypes."""
+    return [_per_field(torch.add, *pair) for pair in zip(parts, offsets)]
+
+
+def _per_field(function, part, values):
+    spatial_first = part.movedim((1, 2), (-2, -1))  # [B, *spatial, F, S], whatever the number of dimensions
+    return function(spatial_first, values).movedim((-2, -1), (1, 2))

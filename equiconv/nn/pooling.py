@@ -1,0 +1,188 @@
+"""Pooling over space."""
+import escnn.nn
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .fields import ByField, sizes_of
+from .tensors import OnTensors, adopting_init
+
+
+class NormMaxPool(OnTensors, ByField, escnn.nn.NormMaxPool):
+    """escnn.nn.NormMaxPool, with the same arguments and state."""
+    __init__ = adopting_init(escnn.nn.NormMaxPool)
+    keeps_coords = False
+
+    def _adopt(self):
+        sizes = sizes_of(self.in_type)
+        self._group_fields(sizes, sizes)
+
+    def _compute(self, x):
+        return self._join([self._largest(part, group.size) for part, group in zip(self._split(x), self._groups)])
+
+    def _largest(self, part, size):
+        wide = part.detach() * part.new_ones(1, dtype=torch.float32)  # rounded norms would be equal too often
+        norms = wide.square().sum(2).sqrt()  # [B, fields, H, W]
+        index = F.max_pool2d(norms, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode,
+                             return_indices=True)[1]
+        chosen = part.flatten(3).gather(3, index.flatten(2).unsqueeze(2).expand(-1, -1, size, -1))
+        return chosen.flatten(1, 2).unflatten(2, (index.size(2), index.size(3)))
+
+
+class _Antialiased(OnTensors):
+    """The computation of PointwiseAvgPoolAntialiased2D and 3D: a depthwise convolution with a Gaussian."""
+
+    keeps_coords = False
+
+    def _compute(self, x):
+        convolution = (F.conv2d, F.conv3d)[len(self.kernel_size) - 2]
+        return convolution(x, self.filter, None, self.stride, self.padding, groups=self.in_type.size)
+
+    def export(self):
+        """A depthwise torch.nn.Conv2d or Conv3d with the same filter; sets this module to eval mode."""
+        self.eval()
+        cls = (nn.Conv2d, nn.Conv3d)[len(self.kernel_size) - 2]
+        channels = self.in_type.size
+        plain = cls(channels, channels, self.kernel_size, self.stride, self.padding, groups=channels, bias=False)
+        plain.weight = nn.Parameter(self.filter.clone(), requires_grad=False)
+        return plain.eval()
+
+
+class PointwiseAvgPoolAntialiased2D(_Antialiased, escnn.nn.PointwiseAvgPoolAntialiased2D):
+    """escnn.nn.PointwiseAvgPoolAntialiased2D, with the same arguments and state."""
+    __init__ = adopting_init(escnn.nn.PointwiseAvgPoolAntialiased2D)
+
+
+class PointwiseAvgPoolAntialiased3D(_Antialiased, escnn.nn.PointwiseAvgPoolAntialiased3D):
+    """escnn.nn.PointwiseAvgPoolAntialiased3D, with the same arguments and state."""
+    __init__ = adopting_init(escnn.nn.PointwiseAvgPoolAntialiased3D)
+
+
+PointwiseAvgPoolAntialiased = PointwiseAvgPoolAntialiased2D
+
+
+class _Pool(OnTensors):
+    """The computation of a pooling of torch's, channel by channel.
+
+    functions, modules  torch's for two dimensions and for three
+    options             the attributes that both take
+    """
+
+    keeps_coords = False
+
+    def _each(self, implementations):
+        """The implementation for this module's number of dimensions, and its options."""
+        options = {name: getattr(self, name) for name in self.options}
+        return implementations[self.in_type.gspace.dimensionality - 2], options
+
+    def _compute(self, x):
+        function, options = self._each(self.functions)
+        return function(x, **options).to(x.dtype)  # autocast widens it in three dimensions
+
+    def export(self):
+        """torch's module of the same options; sets this module to eval mode."""
+        self.eval()
+        cls, options = self._each(self.modules)
+        return cls(**options).eval()
+
+
+class _MaxPool(_Pool):
+    functions, modules = (F.max_pool2d, F.max_pool3d), (nn.MaxPool2d, nn.MaxPool3d)
+    options = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+
+
+class PointwiseMaxPool2D(_MaxPool, escnn.nn.PointwiseMaxPool2D):
+    """escnn.nn.PointwiseMaxPool2D, with the same arguments."""
+    __init__ = adopting_init(escnn.nn.PointwiseMaxPool2D, supports="pointwise")
+
+
+class PointwiseMaxPool3D(_MaxPool, escnn.nn.PointwiseMaxPool3D):
+    """escnn.nn.PointwiseMaxPool3D, with the same arguments."""
+    __init__ = adopting_init(escnn.nn.PointwiseMaxPool3D, supports="pointwise")
+
+
+PointwiseMaxPool = PointwiseMaxPool2D
+
+
+class _AvgPool(_Pool):
+    functions, modules = (F.avg_pool2d, F.avg_pool3d), (nn.AvgPool2d, nn.AvgPool3d)
+    options = ("kernel_size", "stride", "padding", "ceil_mode")
+
+
+class PointwiseAvgPool2D(_AvgPool, escnn.nn.PointwiseAvgPool2D):
+    """escnn.nn.PointwiseAvgPool2D, with the same arguments."""
+    __init__ = adopting_init(escnn.nn.PointwiseAvgPool2D)
+
+
+class PointwiseAvgPool3D(_AvgPool, escnn.nn.PointwiseAvgPool3D):
+    """escnn.nn.PointwiseAvgPool3D, with the same arguments."""
+    __init__ = adopting_init(escnn.nn.PointwiseAvgPool3D)
+
+    def _compute(self, x):
+        wide = x.float() if x.device.type == "cpu" and x.itemsize < 4 else x  # torch has no narrower one on the CPU
+        return super()._compute(wide).to(x.dtype)
+
+
+PointwiseAvgPool = PointwiseAvgPool2D
+
+
+class _AdaptiveAvgPool(_Pool):
+    functions = (F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+    modules = (nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+    options = ("output_size",)
+
+
+class PointwiseAdaptiveAvgPool2D(_AdaptiveAvgPool, escnn.nn.PointwiseAdaptiveAvgPool2D):
+    """escnn.nn.PointwiseAdaptiveAvgPool2D, with the same arguments."""
+    __init__ = adopting_init(escnn.nn.PointwiseAdaptiveAvgPool2D, supports="pointwise")
+
+
+class PointwiseAdaptiveAvgPool3D(_AdaptiveAvgPool, escnn.nn.PointwiseAdaptiveAvgPool3D):
+    """escnn.nn.PointwiseAdaptiveAvgPool3D, with the same arguments."""
+    __init__ = adopting_init(escnn.nn.PointwiseAdaptiveAvgPool3D, supports="pointwise")
+
+
+PointwiseAdaptiveAvgPool = PointwiseAdaptiveAvgPool2D
+
+
+class _AdaptiveMaxPool(_Pool):
+    functions = (F.adaptive_max_pool2d, F.adaptive_max_pool3d)
+    modules = (nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+    options = ("output_size",)
+
+
+class PointwiseAdaptiveMaxPool2D(_AdaptiveMaxPool, escnn.nn.PointwiseAdaptiveMaxPool2D):
+    """escnn.nn.PointwiseAdaptiveMaxPool2D, with the same arguments."""
+    __init__ = adopting_init(escnn.nn.PointwiseAdaptiveMaxPool2D, supports="pointwise")
+
+
+class PointwiseAdaptiveMaxPool3D(_AdaptiveMaxPool, escnn.nn.PointwiseAdaptiveMaxPool3D):
+    """escnn.nn.PointwiseAdaptiveMaxPool3D, with the same arguments."""
+    __init__ = adopting_init(escnn.nn.PointwiseAdaptiveMaxPool3D, supports="pointwise")
+
+
+PointwiseAdaptiveMaxPool = PointwiseAdaptiveMaxPool2D
+
+
+class _AntialiasedMaxPool(OnTensors):
+    """The computation of PointwiseMaxPoolAntialiased2D and 3D: a maximum around every pixel, then a Gaussian."""
+
+    keeps_coords = False
+
+    def _compute(self, x):
+        pool, convolution = ((F.max_pool2d, F.conv2d), (F.max_pool3d, F.conv3d))[self.d - 2]
+        largest = pool(x, self.kernel_size, 1, self.padding, self.dilation, self.ceil_mode)
+        return convolution(largest, self.filter, None, self.stride, self._pad, groups=self.in_type.size)
+
+
+class PointwiseMaxPoolAntialiased2D(_AntialiasedMaxPool, escnn.nn.PointwiseMaxPoolAntialiased2D):
+    """escnn.nn.PointwiseMaxPoolAntialiased2D, with the same arguments and state."""
+    __init__ = adopting_init(escnn.nn.PointwiseMaxPoolAntialiased2D, supports="pointwise")
+
+
+class PointwiseMaxPoolAntialiased3D(_AntialiasedMaxPool, escnn.nn.PointwiseMaxPoolAntialiased3D):
+    """escnn.nn.PointwiseMaxPoolAntialiased3D, with the same arguments and state."""
+    __init__ = adopting_init(escnn.nn.PointwiseMaxPoolAntialiased3D, supports="pointwise")
+
+
+PointwiseMaxPoolAntialiased = PointwiseMaxPoolAntialiased2D

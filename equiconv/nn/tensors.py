@@ -1,0 +1,84 @@
+"""Modules whose computation is one function of a bare tensor: typed outside, plain torch inside."""
+import functools
+import inspect
+
+import escnn.nn
+import torch
+from escnn.nn import GeometricTensor
+
+from .checks import check_type, shown
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def is_channels_last(x):
+    """Whether a tensor [B, C, *spatial] lies in memory with its channels last (and not also in the ordinary order)."""
+    return x.dim() in CHANNELS_LAST and not x.is_contiguous() and x.is_contiguous(memory_format=CHANNELS_LAST[x.dim()])
+
+
+def like(y, x):
+    """y [B, C', *spatial'] in the memory format of x [B, C, *spatial]."""
+    return y.contiguous(memory_format=CHANNELS_LAST[x.dim()] if is_channels_last(x) else torch.contiguous_format)
+
+
+def adopting_init(base, supports=None):
+    """`base.__init__` of an escnn class, behind checks that escnn only asserts; then the module's own `_adopt`.
+
+    supports  the nonlinearity that the representations of `in_type` must support
+    """
+
+    @functools.wraps(base.__init__)
+    def __init__(self, *args, **kwargs):
+        bound = inspect.signature(base.__init__).bind(self, *args, **kwargs)
+        in_type = bound.arguments.get("in_type")
+        if "in_type" in bound.arguments and not isinstance(in_type, (tuple, escnn.nn.FieldType)):
+            raise TypeError(f"{base.__name__}: in_type must be a FieldType, got {shown(in_type)}")
+        if supports is not None:
+            for representation in in_type.representations:
+                if supports not in representation.supported_nonlinearities:
+                    raise ValueError(f"{base.__name__}: the representations of in_type must support {supports!r} "
+                                     f"nonlinearities, got {representation.name!r}, which supports "
+                                     f"{sorted(representation.supported_nonlinearities)}")
+        base.__init__(self, *args, **kwargs)
+        self._adopt()
+
+    return __init__
+
+
+def adopt(module, cls):
+    """Makes an escnn module into one of the class `cls` of this package, in place."""
+    if type(module) is not cls:
+        module.__class__ = cls
+        module._adopt()
+
+
+class OnTensors:
+    """Mixin before an escnn module of one input: `_compute(x)` maps [B, in_type.size, *spatial] to the output's tensor.
+
+    The output has the input's dtype and memory format.
+    """
+
+    keeps_coords = True
+
+    def _adopt(self):
+        """Makes an escnn module that was just built, or one built long ago, into one of this class."""
+
+    def forward(self, input):
+        """input: GeometricTensor [B, in_type.size, *spatial] -> GeometricTensor [B, out_type.size, *spatial]."""
+        check_type(self, input)
+        y = like(self._compute(input.tensor), input.tensor)
+        return GeometricTensor(y, self.out_type, input.coords if self.keeps_coords else None)
+
+    def export(self):
+        """A module of plain torch operations on tensors [B, C, *spatial]; sets this one to eval mode, as escnn does."""
+        return traced(self)
+
+
+def traced(module):
+    """The graph of module._compute in eval mode, to which the module is set: plain torch operations on tensors."""
+    module.eval()
+    return torch.fx.GraphModule(module, _Tracer().trace(module), type(module).__name__).eval()
+
+
+class _Tracer(torch.fx.Tracer):
+    traced_func_name = "_compute"

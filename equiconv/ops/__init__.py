@@ -1,0 +1,6 @@
+"""Public functions of the ops `torch.ops.equiconv.*`: choice of the backend, shapes, errors."""
+from .expand_filter import expand_filter
+from .plain_filter import plain_filter
+from .steerable_conv import steerable_conv
+
+__all__ = ["expand_filter", "plain_filter", "steerable_conv"]

@@ -1,0 +1,1 @@
+"""Every op in plain PyTorch: the definition that the other backends are tested against."""

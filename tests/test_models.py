@@ -1,0 +1,205 @@
+"""Networks by name, the same with escnn's layers and with equiconv's; and the check of their equivariance."""
+import warnings
+
+import escnn.nn
+import pytest
+import torch
+from escnn import group, gspaces
+
+import equiconv.nn
+from equiconv import models
+from equiconv.testing import EquivarianceWarning, check_equivariance
+from tests import networks
+from tests.networks import NETWORKS
+
+SMALL = {"widths": (2, 2, 2, 3, 3, 3), "hidden": 8, "classes": 4}
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def misfits(module, **options):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", EquivarianceWarning)
+        result = check_equivariance(module, **options)
+    assert [str(w.message) for w in caught if w.category is EquivarianceWarning] == result.warnings
+    return result
+
+
+def test_registry():
+    assert "c8_steerable_cnn" in models.names()
+    assert "ICLR 2022" in models.citation("c8_steerable_cnn")
+    with pytest.raises(ValueError, match="no model 'resnet'; there are .*c8_steerable_cnn"):
+        models.create("resnet")
+    with pytest.raises(ValueError, match="no option 'depth'; it has .*widths"):
+        models.create("c8_steerable_cnn", depth=3)
+
+
+def test_published_sizes(monkeypatch):
+    monkeypatch.setattr(escnn.nn.init, "generalized_he_init", lambda *_: None)  # takes seconds
+    model = models.create("c8_steerable_cnn", nn=escnn.nn)
+    convolutions = [m for m in model.modules() if isinstance(m, escnn.nn.R2Conv)]
+    assert [len(c.out_type) for c in convolutions] == [24, 48, 48, 96, 96, 64]
+    assert [c.kernel_size for c in convolutions] == [7, 5, 5, 5, 5, 5]
+    assert sum(c.weights.numel() for c in convolutions) > 2.0e6  # 2.07 M with the head
+    shape = (1, 1, 29, 29)
+    for layer in model.features:
+        shape = layer.evaluate_output_shape(shape)
+    assert shape == (1, 64, 1, 1)
+
+
+@pytest.mark.parametrize("order", [4, 8])
+def test_same_network_from_both_namespaces(order):
+    torch.manual_seed(0)
+    original = models.create("c8_steerable_cnn", nn=escnn.nn, order=order, **SMALL)
+    model = models.create("c8_steerable_cnn", order=order, **SMALL)  # equiconv.nn
+    assert any(isinstance(m, tuple(equiconv.nn.ACCELERATED.values())) for m in model.modules())
+    assert not any(isinstance(m, tuple(equiconv.nn.ACCELERATED.values())) for m in original.modules())
+    model.load_state_dict(original.state_dict())
+    images = torch.randn(3, 1, 29, 29)
+    expected, got = original(images), model(images)  # in training mode: batch statistics
+    assert got.shape == (3, 4)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    expected.square().sum().backward()
+    got.square().sum().backward()
+    gradients = {name: p.grad for name, p in original.named_parameters() if p.requires_grad}
+    largest = max(g.abs().max().item() for g in gradients.values())
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            torch.testing.assert_close(p.grad, gradients.pop(name), rtol=1e-3, atol=1e-5 * largest, msg=name)
+    assert not gradients
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_from_both_namespaces(name):
+    original, model = networks.build(name, escnn.nn), networks.build(name)
+    model.load_state_dict(original.state_dict())
+    images = networks.images(name)
+    for training in (True, False):
+        original.train(training), model.train(training)
+        torch.testing.assert_close(model(images), original(images), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name,weights", [("e2sfcnn", 2.69e6), ("se3_cnn", 0.229e6)])
+def test_published_weights(name, weights, monkeypatch):
+    monkeypatch.setattr(escnn.nn.init, "generalized_he_init", lambda *_, **__: None)  # takes minutes
+    model = models.create(name, nn=escnn.nn)
+    assert round(sum(p.numel() for p in model.parameters() if p.requires_grad) / weights, 2) == 1
+
+
+@pytest.mark.parametrize("name,options,match", [
+    ("e2sfcnn", {"image_size": 9}, "leaves no pixel after layer 2"), ("e2sfcnn", {"widths": (2, 2)}, "six widths"),
+    ("e2sfcnn", {"kernels": (9, 7, 6, 7, 7, 5)}, "must be odd"),
+    ("se3_cnn", {"image_size": 32}, "odd number: 33 would do"), ("se3_cnn", {"image_size": 17}, "leaves 2 voxels"),
+    ("se3_cnn", {"widths": (1,)}, "as many samples as widths"),
+])
+def test_sizes_that_do_not_fit(name, options, match):
+    with pytest.raises(ValueError, match=match):
+        models.create(name, **options)
+
+
+@pytest.mark.parametrize("name", ["e2sfcnn", "se3_cnn"])
+def test_networks_are_invariant(name):
+    model = networks.build(name).eval()
+    images = networks.images(name)
+    turned = images.rot90(1, (2, 3))
+    torch.testing.assert_close(model(turned), model(images), rtol=1e-3, atol=1e-4)
+
+
+def test_options_change_the_network():
+    model = models.create("c8_steerable_cnn", in_channels=3, image_size=37, **SMALL)
+    assert model(torch.randn(2, 3, 37, 37)).shape == (2, 4)
+    with pytest.raises(ValueError, match="image size 28 .*near it, .*29.* would do"):
+        models.create("c8_steerable_cnn", image_size=28, **SMALL)
+    with pytest.raises(ValueError, match="must be odd"):
+        models.create("c8_steerable_cnn", kernels=(7, 4, 5, 5, 5, 5), **SMALL)
+    with pytest.raises(ValueError, match="six widths"):
+        models.create("c8_steerable_cnn", widths=(2, 2))
+
+
+def test_check_of_an_invariant_model():
+    model = models.create("c8_steerable_cnn", **SMALL).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    result = misfits(model)
+    assert len(result.errors) == 7 and len(result.exact) == 3
+    assert result.passed and result.max_exact < 1e-5 < result.max_interpolated < 0.3
+    assert result.warnings == []
+    assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert "rotation by 90 deg" in str(result) and "interpolated" in str(result)
+    assert not check_equivariance(model, tolerance=1e-5).passed  # interpolated elements count then
+
+
+def test_check_notices_a_conventional_network():
+    plain = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 81, 3))
+    result = check_equivariance(plain, input_size=11)
+    assert not result.passed and result.max_exact > 1e-2
+
+
+def test_check_of_fields():
+    """The answer is a field, and must turn with the input: a scalar field that stands still would be wrong."""
+    plane = gspaces.flipRot2dOnR2(4)
+    scalar, vector = plane.type(plane.trivial_repr), plane.type(plane.irrep(1, 1))
+    conv = escnn.nn.R2Conv(scalar, vector, 5, padding=2)
+    result = check_equivariance(conv, input_size=15)
+    assert len(result.errors) == 7 and result.exact == set(result.errors) and result.max < 1e-5
+
+    class Twisted(escnn.nn.R2Conv):
+        def forward(self, x):
+            return self.out_type(super().forward(x).tensor.flip(1))  # exchanges the components of the vector
+
+    assert check_equivariance(Twisted(scalar, vector, 5, padding=2), input_size=15).max > 0.1
+
+
+def test_check_without_a_base_space():
+    space = gspaces.no_base_space(group.so3_group(1))
+    fields = space.type(*[space.irrep(1)] * 2)
+    result = check_equivariance(escnn.nn.Linear(fields, fields))
+    assert result.exact == set(result.errors) and result.max < 1e-5
+
+
+def test_check_continuous_group_and_elements():
+    plane = gspaces.rot2dOnR2(-1)
+    fields = plane.type(plane.irrep(1))
+    conv = equiconv.nn.R2Conv(fields, fields, 5, padding=2)
+    assert len(check_equivariance(conv).errors) == 16
+    elements = [plane.fibergroup.element(angle) for angle in (0.3, torch.pi / 2)]
+    result = check_equivariance(conv, elements=elements)
+    assert list(result.errors) == elements and result.exact == {elements[1]}
+    assert result.max_exact < 1e-5 < result.max_interpolated < 0.1
+
+
+def test_warning_says_what_to_mend():
+    plane = gspaces.rot2dOnR2(8)
+    fields = plane.type(plane.regular_repr)
+    pool = escnn.nn.SequentialModule(escnn.nn.R2Conv(fields, fields, 3, padding=1),
+                                     escnn.nn.PointwiseMaxPool2D(fields, 3, 2, 1))
+    bad = misfits(pool, input_size=16)
+    assert not bad.passed
+    assert "kernel 3, stride 2, padding 1 on 16 pixels" in bad.warnings[0]
+    assert "(size + 2*padding - kernel) % stride == 0" in bad.warnings[0]
+    assert "13, 15, 17" in bad.warnings[0]
+    assert "Antialiased" in bad.warnings[1]  # C8 has elements off the grid
+    good = misfits(pool, input_size=17)
+    assert good.max_exact < 1e-5 and len(good.warnings) == 1
+    smooth = escnn.nn.PointwiseMaxPoolAntialiased2D(fields, 2, 2)  # an even kernel, then a strided blur
+    results = [misfits(smooth, input_size=n) for n in (15, 16)]
+    assert [bool(r.warnings) for r in results] == [r.max_exact > 1e-3 for r in results] == [True, False]
+
+
+def test_bad_arguments():
+    plane = gspaces.rot2dOnR2(4)
+    fields, other = plane.type(plane.regular_repr), plane.type(plane.trivial_repr)
+    relu = escnn.nn.ReLU(fields)
+    with pytest.raises(ValueError, match="in_type"):
+        check_equivariance(relu, in_type=other)
+    with pytest.raises(ValueError, match="input_size"):
+        check_equivariance(relu, input_size=(8, 9))
+    with pytest.raises(ValueError, match="elements"):
+        check_equivariance(relu, elements=[group.cyclic_group(8).element(1)])
+    class Two(torch.nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(ValueError, match="one tensor, got tuple"):
+        check_equivariance(Two(), input_size=8)

@@ -1,0 +1,59 @@
+"""The plugin libraries against the schemas declared in Python, with or without a GPU."""
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from equiconv import backends
+from equiconv.layout import PAIR
+
+ROOT = Path(__file__).parent.parent
+OPS = ("expand_filter", "expand_filter_bwd")
+CPU_OPS = ("steerable_conv", "steerable_conv_bwd")
+
+has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cuda_library():
+    if backends.HAS_NATIVE["cuda"]:
+        torch.ops.load_library(backends.HERE / "_cuda.so")  # its stream symbol is weak: it loads on a CPU-only torch
+
+
+def test_every_implementation_has_a_schema():
+    assert not [d for d in torch._C._dispatch_find_dangling_impls() if "equiconv" in d]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_schema_has_an_implementation(op):
+    for device_type, built in backends.HAS_NATIVE.items():
+        assert has_kernel(f"equiconv::{op}", device_type.upper()) == built
+    assert has_kernel(f"equiconv::{op}.triton", "CUDA")
+    for overload in ("", ".triton"):
+        assert has_kernel(f"equiconv::{op}{overload}", "Autograd")
+
+
+@pytest.mark.parametrize("op", CPU_OPS)
+def test_every_schema_of_the_cpu_has_an_implementation(op):
+    assert has_kernel(f"equiconv::{op}", "CPU") == backends.HAS_NATIVE["cpu"]
+    assert not has_kernel(f"equiconv::{op}", "CUDA") and has_kernel(f"equiconv::{op}", "Autograd")
+
+
+def test_cuda_glue_takes_the_schemas_arguments():
+    """Boxed functions check their number of arguments only when called: so call them, past the dispatcher's choice."""
+    if not backends.HAS_NATIVE["cuda"] or torch.cuda.is_available():
+        pytest.skip("needs _cuda and no GPU")
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    table, values, ops = torch.ones(2, 3, dtype=torch.int32), torch.ones(3), torch.ops.equiconv
+    with pytest.raises(RuntimeError, match="expand_filter: .*tables of a plan"):  # reached the glue's own check
+        ops.expand_filter.default.redispatch(cuda, values, table, table[0], values, [1, 1], torch.float32, False, False)
+    with pytest.raises(RuntimeError, match="expand_filter_bwd: .*tables of a plan"):
+        ops.expand_filter_bwd.default.redispatch(cuda, values[None], table, table[0], values, 3, False)
+
+
+def test_the_pair_of_python_is_that_of_cpp():
+    """One name each, in the same order: the tables are read through the struct."""
+    header = (ROOT / "csrc" / "expand_filter.h").read_text()
+    body = re.search(r"struct ExpandFilterPair {(.*?)};", header, re.S)[1]
+    assert re.findall(r"\b[a-z]\w+(?=[,;])", body) == list(PAIR)

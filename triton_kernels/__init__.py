@@ -1,0 +1,1 @@
+"""Triton kernels of the ops, each with its launcher and its table of configurations."""
