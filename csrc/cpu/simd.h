@@ -45,10 +45,28 @@ struct ScatteredRows {
   ScatteredRows from(int64_t m) const { return {rows + m, at}; }
 };
 
+// What becomes of a row of the product.
+struct Assign {
+  Assign from(int64_t) const { return {}; }
+  template <class V> void operator()(V& out, const V& sum, int64_t) const { out = sum; }
+};
+
+struct Add {
+  Add from(int64_t) const { return {}; }
+  template <class V> void operator()(V& out, const V& sum, int64_t) const { out += sum; }
+};
+
+template <class T>
+struct AssignWithBias {
+  const T* bias;  // [rows]
+  AssignWithBias from(int64_t m) const { return {bias + m}; }
+  template <class V> void operator()(V& out, const V& sum, int64_t m) const { out = sum + bias[m]; }
+};
+
 // M rows, and N vectors of columns that lie `step` apart
-template <bool kAdd, int M, int N, class T, class In, class Out>
+template <int M, int N, class T, class In, class Out, class Finish>
 inline __attribute__((always_inline)) void multiply_block(const Matrix<T>& a, const In& b, int64_t step, const Out& out,
-                                                          int64_t column, int64_t depth) {
+                                                          const Finish& finish, int64_t column, int64_t depth) {
   Vector<T> sum[M][N] = {};
   const T* third[(M + 2) / 3];  // every third row: with three offsets they address all rows from few registers
   for (int m = 0; m < M; m += 3) third[m / 3] = a.data + m * a.stride_m;
@@ -62,54 +80,50 @@ inline __attribute__((always_inline)) void multiply_block(const Matrix<T>& a, co
     }
   }
   for (int m = 0; m < M; ++m)
-    for (int n = 0; n < N; ++n) {
-      auto& result = *reinterpret_cast<Vector<T>*>(out[m] + column + n * step);
-      result = kAdd ? result + sum[m][n] : sum[m][n];
-    }
+    for (int n = 0; n < N; ++n) finish(*reinterpret_cast<Vector<T>*>(out[m] + column + n * step), sum[m][n], m);
 }
 
 // The block that has exactly `rows` rows, which are at most M.
-template <bool kAdd, int M, int N, class T, class In, class Out>
+template <int M, int N, class T, class In, class Out, class Finish>
 inline __attribute__((always_inline)) void multiply_rows(const Matrix<T>& a, const In& b, int64_t step, const Out& out,
-                                                         int64_t column, int64_t rows, int64_t depth) {
+                                                         const Finish& finish, int64_t column, int64_t rows,
+                                                         int64_t depth) {
   if constexpr (M > 0) {
-    if (rows == M) return multiply_block<kAdd, M, N>(a, b, step, out, column, depth);
-    multiply_rows<kAdd, M - 1, N>(a, b, step, out, column, rows, depth);
+    if (rows == M) return multiply_block<M, N>(a, b, step, out, finish, column, depth);
+    multiply_rows<M - 1, N>(a, b, step, out, finish, column, rows, depth);
   }
 }
 
-template <bool kAdd, int N, class T, class In, class Out>
-void multiply_columns(const Matrix<T>& a, const In& b, int64_t step, const Out& out, int64_t column, int64_t rows,
-                      int64_t depth) {
+template <int N, class T, class In, class Out, class Finish>
+void multiply_columns(const Matrix<T>& a, const In& b, int64_t step, const Out& out, const Finish& finish, int64_t column,
+                      int64_t rows, int64_t depth) {
   constexpr int kMaxRows = kBlockSums / N < 15 ? kBlockSums / N : 15;  // more would not find registers for their addresses
   int64_t first = 0;
   for (int64_t blocks = (rows + kMaxRows - 1) / kMaxRows; blocks > 0; --blocks) {
     const int64_t m = (rows - first + blocks - 1) / blocks;  // blocks of equal height: low ones wait for their sums
     const Matrix<T> part{a.data + first * a.stride_m, a.stride_m, a.stride_k};
-    multiply_rows<kAdd, kMaxRows, N>(part, b, step, out.from(first), column, m, depth);
+    multiply_rows<kMaxRows, N>(part, b, step, out.from(first), finish.from(first), column, m, depth);
     first += m;
   }
 }
 
 // rows x width numbers, at least a vector wide. The last vector of a row overlaps the one before it.
-template <class T, class In, class Out>
-void multiply(const Matrix<T>& a, const In& b, const Out& out, int64_t rows, int64_t depth, int64_t width) {
+template <class T, class In, class Out, class Finish = Assign>
+void multiply(const Matrix<T>& a, const In& b, const Out& out, int64_t rows, int64_t depth, int64_t width,
+              const Finish& finish = {}) {
   constexpr int64_t kWide = kWidth<T>;
   int64_t n = 0;
   for (; n + kWide < width; n += 2 * kWide) {
     const int64_t next = n + 2 * kWide <= width ? n + kWide : width - kWide;
-    multiply_columns<false, 2>(a, b, next - n, out, n, rows, depth);
+    multiply_columns<2>(a, b, next - n, out, finish, n, rows, depth);
   }
-  if (n < width) multiply_columns<false, 1>(a, b, kWide, out, width - kWide, rows, depth);
+  if (n < width) multiply_columns<1>(a, b, kWide, out, finish, width - kWide, rows, depth);
 }
 
 // out += a b, for a width of whole vectors
 template <class T, class In, class Out>
 void multiply_add(const Matrix<T>& a, const In& b, const Out& out, int64_t rows, int64_t depth, int64_t width) {
-  constexpr int64_t kWide = kWidth<T>;
-  int64_t n = 0;
-  for (; n + kWide < width; n += 2 * kWide) multiply_columns<true, 2>(a, b, kWide, out, n, rows, depth);
-  if (n < width) multiply_columns<true, 1>(a, b, kWide, out, n, rows, depth);
+  multiply(a, b, out, rows, depth, width, Add{});
 }
 
 // ---- transpose -------------------------------------------------------------------------------------------------

@@ -168,6 +168,7 @@ struct Worker {
   T* grad_packed;
   int64_t image, conv_group, q[kAxes], valid[kAxes];  // of the task: where its tile begins, how much of it there is
   const ResolvedPhase* phase;
+  T no_bias[kMaxTerms] = {};
   int64_t vectors_at[kMaxPixels / kWidth<T>];  // where the vectors of the tile's pixels begin in the window
 
   explicit Worker(const Params& p)
@@ -238,10 +239,13 @@ struct Worker {
     return {base, clamp(base + (valid[a] - 1) * step + reach + 1, p.source_size[a]), step};
   }
 
-  // That of one channel, zero outside the image: [inner phase, outer phase, middle phase, *window]
-  void gather(const T* from, T* to) const {
+  // f(start of a row in a component, [inner phase, outer phase, middle phase, *window]; element of the source's channel
+  // there; step between its elements; begin, end): of a row, [begin, end) lies in the image.
+  template <class F>
+  void each_window_row(F f) const {
     const Window outer = window(0), middle = window(1), inner = window(2);
     const auto& size = p.source_size;
+    int64_t row = 0;
     for (int64_t pi = 0; pi < p.source_phases[2]; ++pi) {
       const int64_t start = inner.base + pi, step = inner.step;
       const int64_t first = clamp(start < 0 ? (-start + step - 1) / step : 0, tile.window[2]);
@@ -249,21 +253,45 @@ struct Worker {
       for (int64_t po = 0; po < p.source_phases[0]; ++po)
         for (int64_t pm = 0; pm < p.source_phases[1]; ++pm)
           for (int64_t o = 0; o < tile.window[0]; ++o)
-            for (int64_t m = 0; m < tile.window[1]; ++m, to += tile.window[2]) {
+            for (int64_t m = 0; m < tile.window[1]; ++m, row += tile.window[2]) {
               const int64_t at_o = outer.base + o * outer.step + po, at_m = middle.base + m * middle.step + pm;
-              if (at_o < 0 || at_o >= outer.end || at_m < 0 || at_m >= middle.end || first >= last) {
-                set_zero_vectors(to, tile.window[2]);
-                continue;
-              }
-              const T* row = from + (at_o * size[1] + at_m) * size[2];
-              set_zero_vectors(to, first);  // what is too much is written next
-              if (step == 1)
-                copy_row(row + start + first, last - first, to + first);
-              else
-                for (int64_t i = first; i < last; ++i) to[i] = row[start + i * step];
-              set_zero_vectors(to + last, tile.window[2] - last);
+              const bool inside = at_o >= 0 && at_o < outer.end && at_m >= 0 && at_m < middle.end && first < last;
+              f(row, (at_o * size[1] + at_m) * size[2] + start, step, inside ? first : 0, inside ? last : 0);
             }
     }
+  }
+
+  // The window of one channel, zero outside the image.
+  void gather(const T* from, T* to) const {
+    each_window_row([&](int64_t row, int64_t at, int64_t step, int64_t begin, int64_t end) {
+      set_zero_vectors(to + row, begin);  // what is too much is written next
+      if (step == 1)
+        copy_row(from + at + begin, end - begin, to + row + begin);
+      else
+        for (int64_t i = begin; i < end; ++i) to[row + i] = from[at + i * step];
+      set_zero_vectors(to + row + end, tile.window[2] - end);
+    });
+  }
+
+  // x^ = A x in the window of a field, into `hat`: straight from the image where its rows are as long as vectors.
+  void load_source(const Source& source, int64_t first) const {
+    const Matrix<T> transform{values(source.transform_start), source.size, 1};
+    const T* from = channel(p.source, p.source_channels, p.source_size, first);
+    const int64_t channel_size = p.source_size[0] * p.source_size[1] * p.source_size[2];
+    const Window inner = window(2);
+    if (inner.step == 1 && clamp(inner.end - inner.base, inner.end) >= kWidth<T>)
+      return each_window_row([&](int64_t row, int64_t at, int64_t, int64_t begin, int64_t end) {
+        T* to = hat + row;
+        for (int64_t i = 0; i < source.size; ++i) {
+          set_zero(to + i * tile.component, begin);
+          set_zero(to + i * tile.component + end, tile.window[2] - end);
+        }
+        if (begin < end)
+          multiply<T>(transform, Rows<const T>{from + at + begin, channel_size}, Rows<T>{to + begin, tile.component}, source.size,
+                      source.size, end - begin);
+      });
+    for (int64_t i = 0; i < source.size; ++i) gather(from + i * channel_size, raw + i * tile.component);
+    multiply<T>(transform, Rows<const T>{raw, tile.component}, Rows<T>{hat, tile.component}, source.size, source.size, tile.component);
   }
 
   // Asks for what gather() will read of a channel.
@@ -282,19 +310,14 @@ struct Worker {
     const int64_t first = p.index[source.channels_start + number];
     const bool is_irreps = source.transform_start < 0;
     const int64_t next = number + 1 < source.fields ? p.index[source.channels_start + number + 1] : -1;
-    const auto gather_component = [&](int64_t i, T* to) { gather(channel(p.source, p.source_channels, p.source_size, first + i), to); };
-    if (!is_irreps) {
-      for (int64_t i = 0; i < source.size; ++i) gather_component(i, raw + i * tile.component);
-      multiply<T>({values(source.transform_start), source.size, 1}, Rows<T>{raw, tile.component},
-                  Rows<T>{hat, tile.component}, source.size, source.size, tile.component);
-    }
+    if (!is_irreps) load_source(source, first);
     const Slot* slots = record<Slot>(source.slots_start);
     for (int64_t s = 0; s < source.slots; ++s) {
       const Slot& slot = slots[s];
       for (int64_t b = 0; b < slot.size; ++b) {
         if (next >= 0) prefetch_window(channel(p.source, p.source_channels, p.source_size, next + slot.component + b));
         if (is_irreps)
-          gather_component(slot.component + b, folded);
+          gather(channel(p.source, p.source_channels, p.source_size, first + slot.component + b), folded);
         else
           copy_row(hat + (slot.component + b) * tile.component, tile.component, folded);
         fold();
@@ -386,27 +409,37 @@ struct Worker {
     return y + group.y_start + m * group.row + place[2] * tile.pixels;
   }
 
-  // f(pixel, element of the target's channel, step between its elements, their number) for each row of the tile's pixels
-  // that lies before `end`
-  template <class F>
-  void each_row(const int64_t (&end)[kAxes], F f) const {
-    const auto& size = p.target_size;
+  // The tile's pixels whose positions in the target lie before some end: where they begin, and how many there are.
+  struct Part {
     int64_t at[kAxes], step[kAxes], count[kAxes];
+    bool in_vectors() const { return step[2] == 1 && count[2] >= kWidth<T>; }  // its rows
+    bool is_all_of(const Tile& tile) const { return count[0] * count[1] * count[2] == tile.pixels; }
+  };
+
+  Part part(const int64_t (&end)[kAxes]) const {
+    Part found;
     for (int a = 0; a < kAxes; ++a) {
-      step[a] = p.up ? p.stride[a] : 1;
-      at[a] = q[a] * step[a] + phase->target_offset[a];
-      count[a] = clamp(end[a] > at[a] ? (end[a] - at[a] + step[a] - 1) / step[a] : 0, valid[a]);
+      const int64_t step = p.up ? p.stride[a] : 1, at = q[a] * step + phase->target_offset[a];
+      found.step[a] = step, found.at[a] = at;
+      found.count[a] = clamp(end[a] > at ? (end[a] - at + step - 1) / step : 0, valid[a]);
     }
-    for (int64_t o = 0; o < count[0]; ++o)
-      for (int64_t m = 0; m < count[1]; ++m)
+    return found;
+  }
+
+  // f(pixel, element of the target's channel, step between its elements, their number) for each row of the part
+  template <class F>
+  void each_row(const Part& part, F f) const {
+    const auto &size = p.target_size, &at = part.at, &step = part.step;
+    for (int64_t o = 0; o < part.count[0]; ++o)
+      for (int64_t m = 0; m < part.count[1]; ++m)
         f(o * tile.outer + m * tile.middle, ((at[0] + o * step[0]) * size[1] + at[1] + m * step[1]) * size[2] + at[2],
-          step[2], count[2]);
+          step[2], part.count[2]);
   }
 
   template <int kForWriting>
   void prefetch_channel(const void* tensor, int64_t number) const {
     const T* from = channel(tensor, p.target_channels, p.target_size, number);
-    each_row(p.target_size, [&](int64_t, int64_t at, int64_t step, int64_t count) { prefetch_row<kForWriting>(from + at, count * step); });
+    each_row(part(p.target_size), [&](int64_t, int64_t at, int64_t step, int64_t count) { prefetch_row<kForWriting>(from + at, count * step); });
   }
 
   // Asks for the part of the target's tile that comes with one of the source's fields.
@@ -416,28 +449,45 @@ struct Worker {
       prefetch_channel<1>(p.target, c);
   }
 
-  void store() {
+  // f(target, rows of y^ of its components, first channel, first channel of the next field or -1) for each field
+  template <class F>
+  void each_target_field(F f) {
     const Target* targets = record<Target>(h.targets_start);
-    for (int64_t t = 0; t < p.num_targets; ++t) {
-      const Target& target = targets[t];
-      for (int64_t f = 0; f < target.fields; ++f) {
-        T* result[kMaxTerms];
-        for (int64_t i = 0; i < target.size; ++i) result[i] = place_row(target, t, f, i);
-        if (target.transform_start >= 0) {
-          multiply<T>({values(target.transform_start), target.size, 1}, ScatteredRows<T>{result, 0},
-                      Rows<T>{rows, tile.pixels}, target.size, target.size, tile.pixels);
-          for (int64_t i = 0; i < target.size; ++i) result[i] = rows + i * tile.pixels;
-        }
-        const int64_t first = p.index[target.channels_start + f];
-        for (int64_t i = 0; i < target.size; ++i) store_channel(result[i], first + i, target.adds);
+    for (int64_t t = 0; t < p.num_targets; ++t)
+      for (int64_t i = 0; i < targets[t].fields; ++i) {
+        T* places[kMaxTerms];
+        for (int64_t c = 0; c < targets[t].size; ++c) places[c] = place_row(targets[t], t, i, c);
+        const int32_t* channels = p.index + targets[t].channels_start + i;
+        f(targets[t], places, channels[0], i + 1 < targets[t].fields ? channels[1] : -1);
       }
-    }
   }
 
-  void store_channel(const T* from, int64_t number, bool adds) {
-    const T bias = p.bias ? static_cast<const T*>(p.bias)[conv_group * (p.target_channels / p.conv_groups) + number] : 0;
-    T* to = const_cast<T*>(channel(p.target, p.target_channels, p.target_size, number));
-    each_row(p.target_size, [&](int64_t pixel, int64_t at, int64_t step, int64_t count) {
+  // y = A' y^ + bias: straight to the image where its rows are as long as vectors.
+  void store() {
+    const Part part = this->part(p.target_size);
+    const int64_t channel_size = p.target_size[0] * p.target_size[1] * p.target_size[2];
+    each_target_field([&](const Target& target, T** y_hat, int64_t first, int64_t) {
+      const Matrix<T> transform{values(target.transform_start), target.size, 1};
+      const T* bias = p.bias ? static_cast<const T*>(p.bias) + conv_group * (p.target_channels / p.conv_groups) + first : no_bias;
+      T* to = const_cast<T*>(channel(p.target, p.target_channels, p.target_size, first));
+      if (target.transform_start < 0) {
+        for (int64_t i = 0; i < target.size; ++i) store_channel(part, y_hat[i], bias[i], to + i * channel_size, target.adds);
+      } else if (part.in_vectors() && !target.adds) {
+        each_row(part, [&](int64_t pixel, int64_t at, int64_t, int64_t count) {
+          multiply<T>(transform, ScatteredRows<T>{y_hat, pixel}, Rows<T>{to + at, channel_size}, target.size, target.size, count,
+                      AssignWithBias<T>{bias});
+        });
+      } else {
+        multiply<T>(transform, ScatteredRows<T>{y_hat, 0}, Rows<T>{rows, tile.pixels}, target.size, target.size, tile.pixels,
+                    AssignWithBias<T>{no_bias});
+        for (int64_t i = 0; i < target.size; ++i)
+          store_channel(part, rows + i * tile.pixels, bias[i], to + i * channel_size, target.adds);
+      }
+    });
+  }
+
+  void store_channel(const Part& part, const T* from, T bias, T* to, bool adds) const {
+    each_row(part, [&](int64_t pixel, int64_t at, int64_t step, int64_t count) {
       if (adds)
         for (int64_t i = 0; i < count; ++i) to[at + i * step] += from[pixel + i];
       else if (step == 1)
@@ -450,31 +500,35 @@ struct Worker {
   // g^ = A'^T g, then transposed for the product with z. Zero where a run holds pixels that are not the tile's, and where
   // z is zero since no tap reaches: whatever is there, NaN too, has no part in the gradient.
   void load_companion() {
-    const Target* targets = record<Target>(h.targets_start);
-    for (int64_t t = 0; t < p.num_targets; ++t) {
-      const Target& target = targets[t];
-      for (int64_t f = 0; f < target.fields; ++f) {
-        T* places[kMaxTerms];
-        for (int64_t i = 0; i < target.size; ++i) places[i] = place_row(target, t, f, i);
-        const int64_t first = p.index[target.channels_start + f];
-        if (f + 1 < target.fields)
-          for (int64_t i = 0, next = p.index[target.channels_start + f + 1]; i < target.size; ++i)
-            prefetch_channel<0>(p.companion, next + i);
-        for (int64_t i = 0; i < target.size; ++i) {
-          T* row = target.transform_start >= 0 ? rows + i * tile.pixels : places[i];
-          set_zero(row, tile.pixels);
-          const T* from = channel(p.companion, p.target_channels, p.target_size, first + i);
-          each_row(p.target_reached, [&](int64_t pixel, int64_t at, int64_t step, int64_t count) {
-            if (step == 1) return copy_row(from + at, count, row + pixel);
-            for (int64_t j = 0; j < count; ++j) row[pixel + j] = from[at + j * step];
-          });
-        }
-        if (target.transform_start >= 0)
-          multiply<T>({values(target.transform_start), 1, target.size}, Rows<T>{rows, tile.pixels}, ScatteredRows<T>{places, 0},
-                      target.size, target.size, tile.pixels);
+    const Part part = this->part(p.target_reached);
+    const int64_t channel_size = p.target_size[0] * p.target_size[1] * p.target_size[2];
+    each_target_field([&](const Target& target, T** g_hat, int64_t first, int64_t next) {
+      const Matrix<T> transposed{values(target.transform_start), 1, target.size};
+      const T* from = channel(p.companion, p.target_channels, p.target_size, first);
+      if (next >= 0)
+        for (int64_t i = 0; i < target.size; ++i) prefetch_channel<0>(p.companion, next + i);
+      const bool is_irreps = target.transform_start < 0, straight = !is_irreps && part.in_vectors();
+      for (int64_t i = 0; i < target.size; ++i) {
+        T* row = is_irreps || straight ? g_hat[i] : rows + i * tile.pixels;
+        if (!part.is_all_of(tile)) set_zero(row, tile.pixels);
+        if (!straight) load_channel(part, from + i * channel_size, row);
       }
-    }
+      if (straight)
+        each_row(part, [&](int64_t pixel, int64_t at, int64_t, int64_t count) {
+          multiply<T>(transposed, Rows<const T>{from + at, channel_size}, ScatteredRows<T>{g_hat, pixel}, target.size,
+                      target.size, count);
+        });
+      else if (!is_irreps)
+        multiply<T>(transposed, Rows<const T>{rows, tile.pixels}, ScatteredRows<T>{g_hat, 0}, target.size, target.size, tile.pixels);
+    });
     for (int64_t g = 0; g < p.num_groups; ++g) transpose(p.groups[g]);
+  }
+
+  void load_channel(const Part& part, const T* from, T* to) const {
+    each_row(part, [&](int64_t pixel, int64_t at, int64_t step, int64_t count) {
+      if (step == 1) return copy_row(from + at, count, to + pixel);
+      for (int64_t i = 0; i < count; ++i) to[pixel + i] = from[at + i * step];
+    });
   }
 
   void transpose(const Group& group) {
