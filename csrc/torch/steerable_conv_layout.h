@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <limits>
 #include <vector>
+#include <cstdio>
+#include <cstdlib>
 
 #include "../steerable_conv.h"
 
@@ -135,8 +137,8 @@ class Layout {
       for (int a = 0; a < kAxes; ++a) extent[a] = std::max(extent[a], phase.count[a]);
     double best = std::numeric_limits<double>::infinity();
     const double per_pixel = multiplications_per_pixel(), per_position = multiplications_per_position();
-    for (int64_t outer = 1; outer <= extent[0]; outer = next_size(outer, extent[0]))
-      for (int64_t middle = 1; middle <= extent[1]; middle = next_size(middle, extent[1]))
+    for (int64_t outer = extent[0]; outer >= 1; outer = next_size(outer, extent[0]))
+      for (int64_t middle = extent[1]; middle >= 1; middle = next_size(middle, extent[1]))
         for (int64_t parts = 1; parts <= ceil_div(extent[2], kWholeVectors); ++parts)
           for (int way = 0; way < 3; ++way) {
             const int64_t size[kAxes] = {outer, middle, ceil_div(extent[2], parts)};
@@ -148,10 +150,13 @@ class Layout {
             int64_t tasks = 0;
             for (const ResolvedPhase& phase : phases_)
               tasks += images * ceil_div(phase.count[0], size[0]) * ceil_div(phase.count[1], size[1]) * ceil_div(phase.count[2], size[2]);
-            const double each = tile.pixels * per_pixel + tile.component * per_position;
+            const double positions = double(tile.component) / tile.window[2] * whole(tile.window[2]);  // row by row, in vectors
+            const double each = tile.pixels * per_pixel + positions * per_position;
             const double cost = double(ceil_div(tasks, threads)) * (each + kTaskCost) + (fits ? 0 : 1e30);
             if (cost < best) best = cost, p_.tile = tile;
           }
+    if (const char* force = getenv("EQ_TILE")) { long o,m,i,w; sscanf(force,"%ld,%ld,%ld,%ld",&o,&m,&i,&w); const int64_t size[kAxes]={o,m,i}; Tile t{}; shape(size,w,t); p_.tile=t; fprintf(stderr,""); }
+    if (getenv("EQ_SHOW")) fprintf(stderr,"tile %ld %ld %ld pixels %ld runs %ld run %ld window %ld %ld %ld scratch %ld\n",(long)p_.tile.size[0],(long)p_.tile.size[1],(long)p_.tile.size[2],(long)p_.tile.pixels,(long)p_.tile.runs,(long)p_.tile.run,(long)p_.tile.window[0],(long)p_.tile.window[1],(long)p_.tile.window[2],(long)scratch_numbers(p_.tile));
     p_.tasks = 0;
     for (ResolvedPhase& phase : phases_) {
       phase.tasks = images;
@@ -162,9 +167,9 @@ class Layout {
 
   static constexpr double kTaskCost = 50000;  // multiplications that beginning a tile costs, roughly
 
+  // The next smaller size that cuts an axis into equal parts; 0 after 1.
   static int64_t next_size(int64_t size, int64_t extent) {
-    const int64_t next = size < 8 ? size + 1 : size + size / 4;
-    return size < extent ? std::min(next, extent) : extent + 1;
+    return size > 1 ? std::min(size - 1, ceil_div(extent, ceil_div(extent, size) + 1)) : 0;
   }
 
   double multiplications_per_pixel() const {
