@@ -35,13 +35,13 @@ struct Block {
       scales_start;
 };
 struct Phase {
-  int32_t outer, middle, inner, folds, folds_start, classes, classes_start;
+  int32_t outer, middle, inner, single, single_start, pairs, pairs_start, classes, classes_start;
 };
 struct Class {
   int32_t even, odd, harmonics_start, middle_odd, positions, positions_start, coefficients_start;
 };
 struct Position {
-  int32_t plane, inner, outer, outer_mirrored, middle, middle_mirrored;
+  int32_t plane, outer, outer_mirrored, middle, middle_mirrored;
 };
 constexpr int kMaxEven = 8, kMaxOdd = 4;
 
@@ -75,8 +75,8 @@ struct ResolvedPhase {
   int64_t tasks;               // tiles of all images
   int64_t shift[kAxes];        // up: the window of a tile begins at the source's position q - shift
   int64_t target_offset[kAxes];        // of the target's positions p = stride * q + offset (up), or p = q
-  int64_t folds;
-  const int64_t* folds_at;     // [folds, 2]
+  int64_t single, pairs;       // taps along the inner axis: single + 2 * pairs planes
+  const int64_t* taps_at;      // [single + 2 * pairs]: where they lie in a component's window
   int64_t classes_first, classes;
 };
 
@@ -85,8 +85,10 @@ struct ResolvedPhase {
 struct Tile {
   int64_t size[kAxes];
   int64_t window[kAxes];       // positions of the source, of one phase of a strided layer
-  int64_t plane;               // numbers in a window of all outer and middle phases; a fold is as long
-  int64_t component;           // numbers in a window of all phases
+  int64_t component;           // numbers in a window of all phases: [inner phase, outer phase, middle phase, *window]
+  int64_t plane;               // numbers of [outer phase, middle phase, *window] for one tap along the inner axis
+  int64_t plane_rows, row;     // it is made in rows of so many numbers, which lie window[2] apart in the component
+  int64_t pitch;               // of the window's rows in a plane: whole vectors where the pixels' runs are such rows
   int64_t runs, run;           // their number and length
   int64_t pixels;              // runs * run
   int64_t outer, middle;       // steps to the next pixel along these axes
@@ -123,7 +125,7 @@ struct Params {
   int64_t* next_slot;          // shared by the threads: counts the slots that one of them has taken
   // Of the calling worker, 64-byte aligned.
   char* scratch;
-  int64_t raw_start, hat_start, folded_start, u_start, z_start, y_start, rows_start, transposed_start, scratch_size;
+  int64_t raw_start, hat_start, planes_start, u_start, z_start, y_start, rows_start, transposed_start, scratch_size;
 };
 
 }  // namespace equiconv::steerable

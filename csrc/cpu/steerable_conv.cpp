@@ -16,7 +16,7 @@ struct HarmonicsCall {
   const ResolvedPosition* positions;
   const int64_t* counts;
   const T* coefficients;
-  const T* planes;             // of the component, folded
+  const T* planes;             // of the component
   const int64_t* at;           // [vectors]: where the vectors of pixels begin in them
   int64_t vectors;
   T* const* out;               // even harmonics, then odd ones
@@ -28,17 +28,22 @@ inline __attribute__((always_inline)) V load(const T* from) {
   return *reinterpret_cast<const V*>(from);
 }
 
-// N vectors of pixels of E even and O odd harmonics, from the planes of one component, where the vectors lie `step` apart
+template <class V, class T>
+inline __attribute__((always_inline)) void store_vector(const V& vector, T* to) {
+  *reinterpret_cast<V*>(to) = vector;
+}
+
+// N vectors of pixels, from number `first` on, of E even and O odd harmonics
 template <int E, int O, bool kMiddleOdd, int N, class T>
-inline __attribute__((always_inline)) void harmonics_block(const HarmonicsCall<T>& call, const T* planes, int64_t step,
-                                                           int64_t pixel) {
+inline __attribute__((always_inline)) void harmonics_block(const HarmonicsCall<T>& call, int64_t first) {
   using V = Vector<T>;
-  constexpr int kWide = kWidth<T>;
+  const T* from[N];
+  for (int n = 0; n < N; ++n) from[n] = call.planes + call.at[first + n];
   V even[E > 0 ? E : 1][N] = {}, odd[O > 0 ? O : 1][N] = {};
   const ResolvedPosition* position = call.positions;
   const T* coefficient = call.coefficients;
-  const auto middle = [&](const T* here, const T* mirrored, int n) {
-    const V a = load<V>(here + n * step), b = load<V>(mirrored + n * step);
+  const auto middle = [&](int64_t here, int64_t mirrored, int n) {
+    const V a = load<V>(from[n] + here), b = load<V>(from[n] + mirrored);
     return kMiddleOdd ? a - b : a + b;
   };
   const auto add_even = [&](const V (&taps)[N]) {
@@ -51,11 +56,11 @@ inline __attribute__((always_inline)) void harmonics_block(const HarmonicsCall<T
   };
   V taps[N], mirrored[N];
   for (int64_t i = 0; i < call.counts[0]; ++i, ++position, coefficient += E) {
-    for (int n = 0; n < N; ++n) taps[n] = load<V>(planes + position->at[0] + n * step);
+    for (int n = 0; n < N; ++n) taps[n] = load<V>(from[n] + position->at[0]);
     add_even(taps);
   }
   for (int64_t i = 0; i < call.counts[1]; ++i, ++position, coefficient += E) {
-    for (int n = 0; n < N; ++n) taps[n] = middle(planes + position->at[0], planes + position->at[1], n);
+    for (int n = 0; n < N; ++n) taps[n] = middle(position->at[0], position->at[1], n);
     add_even(taps);
   }
   const auto add_both = [&] {
@@ -67,39 +72,38 @@ inline __attribute__((always_inline)) void harmonics_block(const HarmonicsCall<T
   };
   for (int64_t i = 0; i < call.counts[2]; ++i, ++position) {
     for (int n = 0; n < N; ++n) {
-      taps[n] = load<V>(planes + position->at[0] + n * step);
-      mirrored[n] = load<V>(planes + position->at[2] + n * step);
+      taps[n] = load<V>(from[n] + position->at[0]);
+      mirrored[n] = load<V>(from[n] + position->at[2]);
     }
     add_both();
   }
   for (int64_t i = 0; i < call.counts[3]; ++i, ++position) {
     for (int n = 0; n < N; ++n) {
-      taps[n] = middle(planes + position->at[0], planes + position->at[1], n);
-      mirrored[n] = middle(planes + position->at[2], planes + position->at[3], n);
+      taps[n] = middle(position->at[0], position->at[1], n);
+      mirrored[n] = middle(position->at[2], position->at[3], n);
     }
     add_both();
   }
   for (int e = 0; e < E; ++e)
-    for (int n = 0; n < N; ++n) *reinterpret_cast<V*>(call.out[e] + pixel + n * kWide) = even[e][n];
+    for (int n = 0; n < N; ++n) store_vector(even[e][n], call.out[e] + (first + n) * kWidth<T>);
   for (int o = 0; o < O; ++o)
-    for (int n = 0; n < N; ++n) *reinterpret_cast<V*>(call.out[E + o] + pixel + n * kWide) = odd[o][n];
+    for (int n = 0; n < N; ++n) store_vector(odd[o][n], call.out[E + o] + (first + n) * kWidth<T>);
 }
 
-template <int E, int O, bool kMiddleOdd, class T>
-void harmonics_of(const HarmonicsCall<T>& call) {
-  constexpr int kWide = kWidth<T>;
-  int64_t v = 0;
-  if constexpr (2 * (E + O) <= kBlockSums - 4)
-    for (; v + 2 <= call.vectors; v += 2)
-      harmonics_block<E, O, kMiddleOdd, 2>(call, call.planes + call.at[v], call.at[v + 1] - call.at[v], v * kWide);
-  for (; v < call.vectors; ++v) harmonics_block<E, O, kMiddleOdd, 1>(call, call.planes + call.at[v], 0, v * kWide);
+// N vectors at a time while there are so many, then half as many.
+template <int E, int O, bool kMiddleOdd, int N, class T>
+void harmonics_of(const HarmonicsCall<T>& call, int64_t first = 0) {
+  for (; first + N <= call.vectors; first += N) harmonics_block<E, O, kMiddleOdd, N>(call, first);
+  if constexpr (N > 1)
+    if (first < call.vectors) harmonics_of<E, O, kMiddleOdd, N / 2>(call, first);
 }
 
 // From numbers that are known at run time to those that the compiler needs.
 template <int E, int O, bool kMiddleOdd, class T>
 inline void select_odd(const HarmonicsCall<T>& call) {
   if constexpr (O >= 0) {
-    if (call.odd == O) return harmonics_of<E, O, kMiddleOdd>(call);
+    constexpr int kVectors = kBlockSums * 2 / 3 / (E + O > 0 ? E + O : 1);  // the other registers hold taps  // the other registers hold taps
+    if (call.odd == O) return harmonics_of<E, O, kMiddleOdd, kVectors >= 4 ? 4 : kVectors >= 2 ? 2 : 1>(call);
     select_odd<E, O - 1, kMiddleOdd>(call);
   }
 }
@@ -127,7 +131,7 @@ void prefetch_row(const T* row, int64_t count) {
 // Zeros in whole vectors, the last of which may go beyond the row.
 template <class T>
 void set_zero_vectors(T* out, int64_t count) {
-  for (int64_t i = 0; i < count; i += kWidth<T>) *reinterpret_cast<Vector<T>*>(out + i) = Vector<T>{};
+  for (int64_t i = 0; i < count; i += kWidth<T>) store_vector(Vector<T>{}, out + i);
 }
 
 // out[i] = sum_t coefficient[t] in[t][i], i < count, whole vectors; kTerms of 0: any number of terms
@@ -140,7 +144,7 @@ void combine_terms(const T* const* in, const T* coefficients, int64_t terms, T* 
     V sum = {};
     for (int t = 0; t < kTerms; ++t) sum += coefficients[t] * load<V>(rows[t] + i);
     for (int64_t t = kTerms; t < terms; ++t) sum += coefficients[t] * load<V>(in[t] + i);
-    *reinterpret_cast<V*>(out + i) = sum;
+    store_vector(sum, out + i);
   }
 }
 
@@ -164,7 +168,7 @@ struct Worker {
   const Params& p;
   const Header& h;
   const Tile& tile;
-  T *raw, *hat, *folded, *u, *z, *y, *rows, *transposed;
+  T *raw, *hat, *planes, *u, *z, *y, *rows, *transposed;
   T* grad_packed;
   int64_t image, conv_group, q[kAxes], valid[kAxes];  // of the task: where its tile begins, how much of it there is
   const ResolvedPhase* phase;
@@ -175,13 +179,13 @@ struct Worker {
       : p(p), h(*reinterpret_cast<const Header*>(p.index)), tile(p.tile) {
     T* scratch = reinterpret_cast<T*>(p.scratch);
     set_zero(scratch + p.raw_start, p.u_start - p.raw_start);  // what is read beyond a row must be finite
-    raw = scratch + p.raw_start, hat = scratch + p.hat_start, folded = scratch + p.folded_start;
+    raw = scratch + p.raw_start, hat = scratch + p.hat_start, planes = scratch + p.planes_start;
     u = scratch + p.u_start, z = scratch + p.z_start, y = scratch + p.y_start;
     rows = scratch + p.rows_start, transposed = scratch + p.transposed_start;
     int64_t* at = vectors_at;
     for (int64_t r = 0; r < tile.runs; ++r) {
       const int64_t middles = tile.runs > tile.size[0] ? tile.size[1] : 1;  // runs with the same outer position
-      const int64_t start = (r / middles * tile.window[1] + r % middles) * tile.window[2];
+      const int64_t start = (r / middles * tile.window[1] + r % middles) * tile.pitch;
       for (int64_t i = 0; i < tile.run; i += kWidth<T>) *at++ = start + i;
     }
   }
@@ -316,11 +320,8 @@ struct Worker {
       const Slot& slot = slots[s];
       for (int64_t b = 0; b < slot.size; ++b) {
         if (next >= 0) prefetch_window(channel(p.source, p.source_channels, p.source_size, next + slot.component + b));
-        if (is_irreps)
-          gather(channel(p.source, p.source_channels, p.source_size, first + slot.component + b), folded);
-        else
-          copy_row(hat + (slot.component + b) * tile.component, tile.component, folded);
-        fold();
+        if (is_irreps) gather(channel(p.source, p.source_channels, p.source_size, first + slot.component + b), hat);
+        make_planes(is_irreps ? hat : hat + (slot.component + b) * tile.component);
         harmonics(source, slot, b, place);
       }
       combine_rows(source, slot, place);
@@ -349,24 +350,33 @@ struct Worker {
         used |= use != kUnused;
       }
       if (!used) continue;
-      const HarmonicsCall<T> call{p.positions + resolved.first, resolved.counts, values(record.coefficients_start), folded,
+      const HarmonicsCall<T> call{p.positions + resolved.first, resolved.counts, values(record.coefficients_start), planes,
                                   vectors_at, tile.pixels / kWidth<T>, out, record.even, record.odd};
       record.middle_odd ? select_even<kMaxEven, true>(call) : select_even<kMaxEven, false>(call);
     }
   }
 
-  // After the component, in `folded`: for each pair of taps along the inner axis their sum and their difference.
-  void fold() {
+  // From a component: for each single tap along the inner axis what it sees; for each pair the sum and the difference.
+  void make_planes(const T* component) {
     using V = Vector<T>;
-    for (int64_t f = 0; f < phase->folds; ++f) {
-      const T *a = folded + phase->folds_at[2 * f], *b = folded + phase->folds_at[2 * f + 1];
-      T *sum = folded + tile.component + 2 * f * tile.plane, *difference = sum + tile.plane;
-      for (int64_t i = 0; i < tile.plane; i += kWidth<T>) {
-        const V here = load<V>(a + i), mirrored = load<V>(b + i);
-        *reinterpret_cast<V*>(sum + i) = here + mirrored;
-        *reinterpret_cast<V*>(difference + i) = here - mirrored;
-      }
-    }
+    const int64_t* taps = phase->taps_at;
+    T* plane = planes;
+    for (int64_t t = 0; t < phase->single; ++t, ++taps, plane += tile.plane)
+      each_plane_vector([&](int64_t from, int64_t to) { store_vector(load<V>(component + taps[0] + from), plane + to); });
+    for (int64_t t = 0; t < phase->pairs; ++t, taps += 2, plane += 2 * tile.plane)
+      each_plane_vector([&](int64_t from, int64_t to) {
+        const V here = load<V>(component + taps[0] + from), mirrored = load<V>(component + taps[1] + from);
+        store_vector(here + mirrored, plane + to);
+        store_vector(here - mirrored, plane + tile.plane + to);
+      });
+  }
+
+  // f(place in a component, place in a plane) for each vector of a plane
+  template <class F>
+  void each_plane_vector(F f) const {
+    const int64_t step = tile.window[2], row = tile.row;
+    for (int64_t r = 0; r < tile.plane_rows; ++r)
+      for (int64_t i = 0; i < row; i += kWidth<T>) f(r * step + i, r * row + i);
   }
 
   void combine_rows(const Source& source, const Slot& slot, int64_t place) {

@@ -3,9 +3,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <utility>
 #include <vector>
-#include <cstdio>
-#include <cstdlib>
 
 #include "../steerable_conv.h"
 
@@ -114,9 +113,8 @@ class Layout {
     std::copy(size, size + kAxes, tile.size);
     int64_t phases = 1;
     for (int a = 0; a < kAxes; ++a) tile.window[a] = size[a] + halo(a), phases *= p_.source_phases[a];
-    const int64_t window = tile.window[0] * tile.window[1] * tile.window[2];
-    tile.plane = whole(window * p_.source_phases[0] * p_.source_phases[1]);
-    tile.component = whole(window * phases);
+    const int64_t window_rows = tile.window[0] * tile.window[1], plane_phases = p_.source_phases[0] * p_.source_phases[1];
+    tile.component = whole(window_rows * tile.window[2] * phases);
     const int64_t in_plane = (size[1] - 1) * tile.window[2] + size[2];
     if (way == 0) {
       tile.runs = size[0] * size[1], tile.run = whole(size[2]);
@@ -128,6 +126,10 @@ class Layout {
       tile.runs = 1, tile.run = whole((size[0] - 1) * tile.window[1] * tile.window[2] + in_plane);
       tile.middle = tile.window[2], tile.outer = tile.window[1] * tile.window[2];
     }
+    tile.pitch = way == 0 ? tile.run : tile.window[2];
+    tile.plane_rows = way == 0 ? window_rows * plane_phases : 1;
+    tile.row = way == 0 ? tile.run : whole(window_rows * tile.window[2] * plane_phases);
+    tile.plane = tile.plane_rows * tile.row;
     tile.pixels = tile.runs * tile.run;
   }
 
@@ -155,8 +157,6 @@ class Layout {
             const double cost = double(ceil_div(tasks, threads)) * (each + kTaskCost) + (fits ? 0 : 1e30);
             if (cost < best) best = cost, p_.tile = tile;
           }
-    if (const char* force = getenv("EQ_TILE")) { long o,m,i,w; sscanf(force,"%ld,%ld,%ld,%ld",&o,&m,&i,&w); const int64_t size[kAxes]={o,m,i}; Tile t{}; shape(size,w,t); p_.tile=t; fprintf(stderr,""); }
-    if (getenv("EQ_SHOW")) fprintf(stderr,"tile %ld %ld %ld pixels %ld runs %ld run %ld window %ld %ld %ld scratch %ld\n",(long)p_.tile.size[0],(long)p_.tile.size[1],(long)p_.tile.size[2],(long)p_.tile.pixels,(long)p_.tile.runs,(long)p_.tile.run,(long)p_.tile.window[0],(long)p_.tile.window[1],(long)p_.tile.window[2],(long)scratch_numbers(p_.tile));
     p_.tasks = 0;
     for (ResolvedPhase& phase : phases_) {
       phase.tasks = images;
@@ -188,21 +188,24 @@ class Layout {
   // ---- places in the scratch ----
 
   struct Sizes {
-    int64_t raw, folded, u, z, y, rows, transposed;
+    int64_t raw, planes, u, z, y, rows, transposed;
   };
   Sizes sizes(const Tile& tile) const {
     const Source* sources = record<Source>(h_.sources_start);
     const Target* targets = record<Target>(h_.targets_start);
     Sizes needed{};
-    int64_t folds = 0, source_size = 1, target_size = 1, slot_size = 1;
-    for (int64_t i = 0; i < h_.phases; ++i) folds = std::max<int64_t>(folds, record<Phase>(h_.phases_start)[i].folds);
+    int64_t planes = 0, source_size = 1, target_size = 1, slot_size = 1;
+    for (int64_t i = 0; i < h_.phases; ++i) {
+      const Phase& phase = record<Phase>(h_.phases_start)[i];
+      planes = std::max<int64_t>(planes, phase.single + 2 * phase.pairs);
+    }
     for (int64_t s = 0; s < h_.sources; ++s) {
       source_size = std::max<int64_t>(source_size, sources[s].size);
       for (int64_t i = 0; i < sources[s].slots; ++i) slot_size = std::max<int64_t>(slot_size, record<Slot>(sources[s].slots_start)[i].size);
     }
     for (int64_t t = 0; t < h_.targets; ++t) target_size = std::max<int64_t>(target_size, targets[t].size);
     needed.raw = source_size * tile.component + kSlack + tile.plane;
-    needed.folded = tile.component + 2 * folds * tile.plane + kSlack + tile.plane;
+    needed.planes = (planes + 1) * tile.plane + kSlack;
     needed.u = slot_size * h_.harmonics * (tile.pixels + 16);
     for (int64_t g = 0; g < h_.groups; ++g) {
       const int64_t row = groups_[g].components * tile.pixels + kWholeVectors;
@@ -217,7 +220,7 @@ class Layout {
 
   int64_t scratch_numbers(const Tile& tile) const {
     const Sizes s = sizes(tile);
-    return 2 * s.raw + s.folded + s.u + s.z + s.y + s.rows + s.transposed;
+    return 2 * s.raw + s.planes + s.u + s.z + s.y + s.rows + s.transposed;
   }
 
   int64_t chunk_depth(int64_t g) const {
@@ -231,7 +234,7 @@ class Layout {
     const Sizes needed = sizes(tile);
     int64_t at = 0;
     const auto take = [&](int64_t numbers) { return at += whole(numbers), at - whole(numbers); };
-    p_.raw_start = take(needed.raw), p_.hat_start = take(needed.raw), p_.folded_start = take(needed.folded);
+    p_.raw_start = take(needed.raw), p_.hat_start = take(needed.raw), p_.planes_start = take(needed.planes);
     p_.u_start = take(needed.u), p_.z_start = take(needed.z), p_.y_start = take(needed.y);
     p_.rows_start = take(needed.rows), p_.transposed_start = take(needed.transposed);
     p_.scratch_size = at;
@@ -247,42 +250,53 @@ class Layout {
 
   // ---- taps ----
 
-  // Where tap j along axis a lies in a component's planes [inner phase, outer phase, middle phase, *window].
-  int64_t place(const ResolvedPhase& phase, const Phase& record, int a, int64_t j) const {
-    const Tile& tile = p_.tile;
-    const int64_t window = tile.window[0] * tile.window[1] * tile.window[2];
-    const int64_t step[kAxes] = {tile.window[1] * tile.window[2], tile.window[2], 1};
-    const int64_t phase_step[kAxes] = {p_.source_phases[1] * window, window, p_.source_phases[0] * p_.source_phases[1] * window};
+  // Where tap j along axis a lies: (which phase of the source, how many positions from the window's beginning).
+  std::pair<int64_t, int64_t> place(const ResolvedPhase& phase, const Phase& record, int a, int64_t j) const {
     const int64_t at = j * dilation_[a], s = p_.stride[a];
-    if (!p_.up) return at % s * phase_step[a] + at / s * step[a];
+    if (!p_.up) return {at % s, at / s};
     const int64_t residue[kAxes] = {record.outer, record.middle, record.inner};
-    return (phase.shift[a] - (at - residue[a]) / s) * step[a];
+    return {0, phase.shift[a] - (at - residue[a]) / s};
+  }
+
+  // The same in a component's window, along the inner axis.
+  int64_t window_place(const ResolvedPhase& phase, const Phase& record, int64_t j) const {
+    const Tile& tile = p_.tile;
+    const auto [source_phase, position] = place(phase, record, 2, j);
+    return source_phase * p_.source_phases[0] * p_.source_phases[1] * tile.window[0] * tile.window[1] * tile.window[2] + position;
+  }
+
+  // The same in a plane, along another axis.
+  int64_t plane_place(const ResolvedPhase& phase, const Phase& record, int a, int64_t j) const {
+    const Tile& tile = p_.tile;
+    const int64_t step = a == 0 ? tile.window[1] * tile.pitch : tile.pitch, window = tile.window[0] * tile.window[1] * tile.pitch;
+    const auto [source_phase, position] = place(phase, record, a, j);
+    return source_phase * window * (a == 0 ? p_.source_phases[1] : 1) + position * step;
   }
 
   void resolve() {
     const Phase* records = record<Phase>(h_.phases_start);
-    std::vector<int64_t> folds_first;
+    std::vector<int64_t> taps_first;
     for (int64_t i = 0; i < h_.phases; ++i) {
       const Phase& from = records[i];
       ResolvedPhase& phase = phases_[i];
-      phase.folds = from.folds;
-      folds_first.push_back(folds_.size());
-      for (int64_t f = 0; f < 2 * from.folds; ++f) folds_.push_back(place(phase, from, 2, p_.index[from.folds_start + f]));
+      phase.single = from.single, phase.pairs = from.pairs;
+      taps_first.push_back(taps_.size());
+      for (int64_t t = 0; t < from.single; ++t) taps_.push_back(window_place(phase, from, p_.index[from.single_start + t]));
+      for (int64_t t = 0; t < 2 * from.pairs; ++t) taps_.push_back(window_place(phase, from, p_.index[from.pairs_start + t]));
       phase.classes_first = classes_.size(), phase.classes = from.classes;
       for (int64_t c = 0; c < from.classes; ++c) classes_.push_back(resolve(phase, from, record<Class>(from.classes_start)[c]));
     }
-    for (int64_t i = 0; i < h_.phases; ++i) phases_[i].folds_at = folds_.data() + folds_first[i];
+    for (int64_t i = 0; i < h_.phases; ++i) phases_[i].taps_at = taps_.data() + taps_first[i];
   }
 
   ResolvedClass resolve(const ResolvedPhase& phase, const Phase& from, const Class& c) {
     ResolvedClass resolved{&c, int64_t(positions_.size()), {}};
     for (int64_t i = 0; i < c.positions; ++i) {
       const Position& position = record<Position>(c.positions_start)[i];
-      const int64_t plane = position.plane == 0 ? place(phase, from, 2, position.inner)
-                                                : p_.tile.component + (position.plane - 1) * p_.tile.plane;
+      const int64_t plane = position.plane * p_.tile.plane;
       const bool outer = position.outer_mirrored >= 0, middle = position.middle_mirrored >= 0;
-      const int64_t o[2] = {place(phase, from, 0, position.outer), outer ? place(phase, from, 0, position.outer_mirrored) : 0};
-      const int64_t m[2] = {place(phase, from, 1, position.middle), middle ? place(phase, from, 1, position.middle_mirrored) : 0};
+      const int64_t o[2] = {plane_place(phase, from, 0, position.outer), outer ? plane_place(phase, from, 0, position.outer_mirrored) : 0};
+      const int64_t m[2] = {plane_place(phase, from, 1, position.middle), middle ? plane_place(phase, from, 1, position.middle_mirrored) : 0};
       positions_.push_back({{plane + o[0] + m[0], plane + o[0] + m[1], plane + o[1] + m[0], plane + o[1] + m[1]}});
       ++resolved.counts[2 * outer + middle];
     }
@@ -294,7 +308,7 @@ class Layout {
   const int64_t (&kernel_)[kAxes];
   const int64_t (&dilation_)[kAxes];
   std::vector<Group> groups_;
-  std::vector<int64_t> k_start_, m_start_, chunk_, folds_;
+  std::vector<int64_t> k_start_, m_start_, chunk_, taps_;
   std::vector<ResolvedPhase> phases_;
   std::vector<ResolvedClass> classes_;
   std::vector<ResolvedPosition> positions_;

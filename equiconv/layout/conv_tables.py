@@ -47,7 +47,8 @@ BLOCK = (
 )
 PHASE = (                                     # the positions that take part in some of the taps: see layout.Geometry
     "outer", "middle", "inner",               # residue of p + padding modulo stride, if up
-    "folds", "folds_start",                   # (j, j') along the inner axis; planes of their sums, differences
+    "single", "single_start",                 # j along the inner axis: each has a plane
+    "pairs", "pairs_start",                   # (j, j') along the inner axis: then come planes of sum, difference
     "classes", "classes_start",
 )
 CLASS = (
@@ -56,7 +57,7 @@ CLASS = (
     "positions", "positions_start",
     "coefficients_start",                     # in values: [position, even (+ odd, if a pair along the outer axis)]
 )
-POSITION = ("plane", "inner", "outer", "outer_mirrored", "middle", "middle_mirrored")  # -1: not mirrored
+POSITION = ("plane", "outer", "outer_mirrored", "middle", "middle_mirrored")  # -1: not mirrored
 MAX_EVEN, MAX_ODD = 8, 4                      # harmonics of a class that are computed together
 MAX_TERMS = 1024                              # of a row; also components of a field
 
@@ -166,11 +167,12 @@ def _phases(harmonics, kernel, stride, dilation, up, index, values):
     found = []
     for residue, folded in folded_phases(harmonics, kernel, stride, dilation, up):
         classes = [part for c in folded for part in _parts(c)]
-        pairs = sorted({p.inner for c in classes for p in c.positions if len(p.inner) == 2})
+        taps = {p.inner for c in classes for p in c.positions}
+        single, pairs = (sorted(t for t in taps if len(t) == length) for length in (1, 2))
         found.append(_record(
             PHASE, outer=residue[0], middle=residue[1], inner=residue[2],
-            folds=len(pairs), folds_start=index.add(pairs),
-            classes=len(classes), classes_start=index.add([_class(c, pairs, index, values) for c in classes])))
+            single=len(single), single_start=index.add(single), pairs=len(pairs), pairs_start=index.add(pairs),
+            classes=len(classes), classes_start=index.add([_class(c, single, pairs, index, values) for c in classes])))
     return found
 
 
@@ -182,13 +184,14 @@ def _parts(c):
                       c.positions, c.coefficients[:, np.concatenate([even, len(c.even) + odd]).astype(int)])
 
 
-def _class(c, pairs, index, values):
+def _class(c, single, pairs, index, values):
     order = sorted(range(len(c.positions)), key=lambda p: (len(c.positions[p].outer), len(c.positions[p].middle)))
     positions, coefficients = [], []
     for p in order:
         position, row = c.positions[p], c.coefficients[p]
-        plane = 0 if len(position.inner) == 1 else 1 + 2 * pairs.index(position.inner) + c.inner_odd
-        positions.append((plane, position.inner[0], *_pair(position.outer), *_pair(position.middle)))
+        plane = (single.index(position.inner) if len(position.inner) == 1
+                 else len(single) + 2 * pairs.index(position.inner) + c.inner_odd)
+        positions.append((plane, *_pair(position.outer), *_pair(position.middle)))
         coefficients.append(row if len(position.outer) == 2 else row[:len(c.even)])
     return _record(
         CLASS, even=len(c.even), odd=len(c.odd), harmonics_start=index.add([*c.even, *c.odd]),
