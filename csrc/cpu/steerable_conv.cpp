@@ -556,64 +556,66 @@ struct Worker {
 
 // ---- weights ---------------------------------------------------------------------------------------------------
 
-// f(group of the convolution, block, its source and target, fields of source and target) for the fields of sources whose
-// number is in [begin, end). Fields of the target come last: their weights are neighbours in W.
-template <class F>
-void each_block(const Params& p, int64_t begin, int64_t end, F f) {
+// The weights of one entry of a block, between a field of its source and all fields of its target.
+template <class T>
+struct EntryWeights {
+  int64_t weights, packed, fields;      // where the first is, in the layer's and in the packed ones
+  int64_t weights_step, packed_step;    // to the next field of the target
+  T scale;
+};
+
+// f(entry's weights), for the fields of sources whose number is in [begin, end); before(first weight, step, paths, fields)
+// of the layer's weights of each block and field
+template <class T, class Before, class F>
+void each_entry(const Params& p, int64_t begin, int64_t end, Before before, F f) {
   const Header& h = *reinterpret_cast<const Header*>(p.index);
   const Block* blocks = reinterpret_cast<const Block*>(p.index + h.blocks_start);
   int64_t number = 0;
-  for (int64_t g = 0; g < p.conv_groups; ++g)
+  for (int64_t conv_group = 0; conv_group < p.conv_groups; ++conv_group)
     for (int64_t b = 0; b < h.blocks; ++b) {
-      const Source& source = reinterpret_cast<const Source*>(p.index + h.sources_start)[blocks[b].source];
-      const Target& target = reinterpret_cast<const Target*>(p.index + h.targets_start)[blocks[b].target];
-      for (int64_t s = 0; s < source.fields; ++s, ++number)
-        if (number >= begin && number < end)
-          for (int64_t t = 0; t < target.fields; ++t) f(g, blocks[b], source, target, s, t);
+      const Block& block = blocks[b];
+      const Source& source = reinterpret_cast<const Source*>(p.index + h.sources_start)[block.source];
+      const Target& target = reinterpret_cast<const Target*>(p.index + h.targets_start)[block.target];
+      for (int64_t s = 0; s < source.fields; ++s, ++number) {
+        if (number < begin || number >= end) continue;
+        const int64_t weights = block.weights_start + conv_group * block.stride_group + s * block.stride_source;
+        before(weights, block.stride_target, block.paths, target.fields);
+        const int32_t* entry = p.index + block.entries_start;
+        for (int64_t e = 0; e < block.entries; ++e, entry += 4) {
+          const int64_t g = entry[0], height = p.index[target.height_start + g];
+          const int64_t m = p.m_start[block.target * p.num_groups + g] + entry[1];
+          const int64_t k = p.k_start[block.source * p.num_groups + g] + s * p.index[source.depth_start + g] + entry[2];
+          const int64_t packed = conv_group * p.packed_size + p.groups[g].weights_start + k * p.groups[g].pitch + m;
+          f(EntryWeights<T>{weights + entry[3], packed, target.fields, block.stride_target, height,
+                            static_cast<const T*>(p.values)[block.scales_start + e]});
+        }
+      }
     }
-}
-
-// f(index in the packed weights, path, scale) for the entries of a pair of fields
-template <class F>
-void each_entry(const Params& p, int64_t conv_group, const Block& block, const Source& source, const Target& target,
-                int64_t s, int64_t t, F f) {
-  const int32_t* entry = p.index + block.entries_start;
-  for (int64_t e = 0; e < block.entries; ++e, entry += 4) {
-    const int64_t g = entry[0];
-    const int64_t m = p.m_start[block.target * p.num_groups + g] + t * p.index[target.height_start + g] + entry[1];
-    const int64_t k = p.k_start[block.source * p.num_groups + g] + s * p.index[source.depth_start + g] + entry[2];
-    f(conv_group * p.packed_size + p.groups[g].weights_start + k * p.groups[g].pitch + m, entry[3], block.scales_start + e);
-  }
-}
-
-int64_t weights_at(const Block& block, int64_t conv_group, int64_t s, int64_t t) {
-  return block.weights_start + conv_group * block.stride_group + t * block.stride_target + s * block.stride_source;
 }
 
 template <class T>
 void pack(const Params& p, int64_t begin, int64_t end) {
-  const T* scales = static_cast<const T*>(p.values);
+  const T* weights = static_cast<const T*>(p.weights);
   T* packed = static_cast<T*>(p.packed);
-  each_block(p, begin, end, [&](int64_t g, const Block& block, const Source& source, const Target& target, int64_t s, int64_t t) {
-    const T* w = static_cast<const T*>(p.weights) + weights_at(block, g, s, t);
-    each_entry(p, g, block, source, target, s, t,
-               [&](int64_t at, int64_t path, int64_t scale) { packed[at] += scales[scale] * w[path]; });
+  each_entry<T>(p, begin, end, [](int64_t, int64_t, int64_t, int64_t) {}, [&](const EntryWeights<T>& e) {
+    for (int64_t t = 0; t < e.fields; ++t) packed[e.packed + t * e.packed_step] += e.scale * weights[e.weights + t * e.weights_step];
   });
 }
 
 template <class T>
 void unpack(const Params& p, int64_t begin, int64_t end) {
-  const T* scales = static_cast<const T*>(p.values);
   const T* packed = static_cast<const T*>(p.grad_packed);
+  T* weights = static_cast<T*>(p.grad_weights);
   const int64_t slot_size = p.conv_groups * p.packed_size;
-  each_block(p, begin, end, [&](int64_t g, const Block& block, const Source& source, const Target& target, int64_t s, int64_t t) {
-    T* w = static_cast<T*>(p.grad_weights) + weights_at(block, g, s, t);
-    set_zero(w, block.paths);
-    each_entry(p, g, block, source, target, s, t, [&](int64_t at, int64_t path, int64_t scale) {
+  const auto clear = [&](int64_t first, int64_t step, int64_t paths, int64_t fields) {
+    for (int64_t t = 0; t < fields; ++t) set_zero(weights + first + t * step, paths);
+  };
+  each_entry<T>(p, begin, end, clear, [&](const EntryWeights<T>& e) {
+    for (int64_t t = 0; t < e.fields; ++t) {
       T sum = 0;
-      for (int64_t slot = 0; slot < p.slots; ++slot) sum += packed[slot * slot_size + at];
-      w[path] += scales[scale] * sum;
-    });
+      for (int64_t slot = 0; slot < p.slots; ++slot) sum += packed[slot * slot_size + e.packed + t * e.packed_step];
+      weights[e.weights + t * e.weights_step] += e.scale * sum;
+    }
   });
 }
 
