@@ -253,16 +253,32 @@ def test_basis_of_a_checkpoint_is_adopted(name):
     (lambda b: b + 0.1 * torch.randn_like(b), "must span the kernels of this module"),
     (lambda b: b.roll(1, -1), "must span the kernels of this module"),
     (torch.zeros_like, "must span the kernels of this module"),
-    (lambda b: torch.full_like(b, float("nan")), "must span the kernels of this module")],
-    ids=["random", "noise", "shifted", "zero", "nan"])
+    (lambda b: torch.full_like(b, float("nan")), "must span the kernels of this module"),
+    (lambda b: torch.full_like(b, float("inf")), "must span the kernels of this module"),
+    (lambda b: b[[0, *range(len(b) - 1)]], "must span the kernels of this module"),
+    (lambda b: torch.cat([b[:-1], b[:-1].sum(0, keepdim=True)]), "must span the kernels of this module")],
+    ids=["random", "noise", "shifted", "zero", "nan", "infinite", "repeated", "dependent"])
 def test_basis_of_another_space_raises(change, match):
     torch.manual_seed(0)
     for name in ("d4_k5", "so3_irreps"):
         module = CASES[name].build(equiconv.nn)
         state = module.state_dict()
-        key = next(k for k in state if "sampled_basis" in k)
+        key = next(k for k in state if "sampled_basis" in k and len(state[k]) > 1)
         with pytest.raises(ValueError, match=match):
             module.load_state_dict({**state, key: change(state[key])})
+
+
+@each_case
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_rounded_basis_of_the_same_space(case, dtype, built):
+    """Also where elements almost depend on each other, on few taps."""
+    generator = torch.Generator().manual_seed(0)
+    for block in blocks(built(case)[1]).values():
+        kernels = block.dense().double()
+        assert block.irrep_blocks.residual(kernels.to(dtype), 1e-2) < 1e-2
+        mixing = torch.linalg.qr(torch.randn(len(kernels), len(kernels), generator=generator, dtype=torch.float64))[0]
+        mixed = torch.einsum("pq,q...->p...", mixing, kernels)
+        assert block.irrep_blocks.residual(mixed.to(dtype), 1e-2) < 1e-2
 
 
 def test_basis_of_other_rings_raises():

@@ -163,10 +163,11 @@ class IrrepBlocks(SingleBlockBasisExpansion):
         kernels = stored.detach().cpu()
         if blocks.distance(kernels) <= EQUAL:
             return
-        residual = blocks.residual(kernels)
+        residual = blocks.residual(kernels, SPANNED)
         if not residual <= SPANNED:
             raise ValueError(f"{key} must span the kernels of this module, got a basis at a relative distance of "
-                             f"{residual:.2g} from them: that of a layer with other rings, sigma, frequencies or group")
+                             f"{residual:.2g} from them: that of a layer with other rings, sigma, frequencies or "
+                             "group, or a damaged one")
         self._set_foreign_basis(stored.detach().to(self._like.device, self._like.dtype, copy=True))
 
     def _get_name(self):
