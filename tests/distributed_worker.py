@@ -77,6 +77,18 @@ def outputs_with_other_bases(rank):
     return DistributedDataParallel(model.to("cpu"))(images).detach()
 
 
+def error_of_a_checkpoint_on_one_rank(rank):
+    """What a forward pass raises if rank 0 alone loaded a checkpoint that has a basis of its own."""
+    model = build(equiconv.nn)
+    if rank == 0:
+        model.load_state_dict({k: -v if "sampled_basis" in k else v for k, v in model.state_dict().items()})
+    model = DistributedDataParallel(model)
+    try:
+        model(torch.zeros(1, 1, 12, 12))
+    except RuntimeError as error:
+        return str(error)
+
+
 def main(rank, world, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world,
@@ -93,6 +105,7 @@ def main(rank, world, folder):
         results[name] = {"losses": losses, "state": state,
                          "overwritten": sum(not torch.equal(before[k], state[k]) for k in before)}
     results["accelerated"] = outputs_with_other_bases(rank)
+    results["error of one checkpoint"] = error_of_a_checkpoint_on_one_rank(rank)
     model = build(equiconv.nn)
     mesh = init_device_mesh("cpu", (world,))
     for layer in model.layers:

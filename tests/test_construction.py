@@ -166,12 +166,37 @@ def test_dense_basis_is_made_when_read():
     assert torch.equal(saved, basis)
     assert block(torch.randn(1, len(basis)).double()).shape == (1, *basis.shape[1:])
     module.float()
-    assert block._buffers["sampled_basis"] is None and block.sampled_basis.dtype == torch.float32
+    assert block.foreign_basis is None and block.sampled_basis.dtype == torch.float32
+    block.sampled_basis = block.sampled_basis
     assert block.foreign_basis is None
     block.sampled_basis.mul_(2)
     assert block.foreign_basis is not None
     copied, = blocks(copy.deepcopy(module)).values()
     assert torch.equal(copied.foreign_basis, block.sampled_basis)
+    block.sampled_basis = basis
+    assert block.foreign_basis is basis and block.double().foreign_basis.dtype == torch.float64
+
+
+def test_weights_of_another_basis_are_noticed():
+    """As DistributedDataParallel brings them from a process that has loaded another basis."""
+    case = CASES["d4_k5"]
+    module, other = case.build(equiconv.nn), case.build(equiconv.nn)
+    other.load_state_dict(mixed_basis(module, torch.Generator().manual_seed(5)))
+    assert [(n, b.shape) for n, b in other.named_buffers()] == [(n, b.shape) for n, b in module.named_buffers()]
+    for loaded in (other, copy.deepcopy(other), copy.deepcopy(other).half().float()):
+        for receiver in (case.build(equiconv.nn), copy.deepcopy(module).double()):
+            receiver(case.input(dtype=receiver.weights.dtype))
+            with torch.no_grad():
+                for buffer, sent in zip(receiver.buffers(), loaded.buffers(), strict=True):
+                    buffer.copy_(sent)
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match="every rank must load the checkpoint"):
+                    receiver(case.input(dtype=receiver.weights.dtype))
+    receiver = copy.deepcopy(other)
+    with torch.no_grad():
+        for buffer, sent in zip(receiver.buffers(), other.buffers(), strict=True):
+            buffer.copy_(sent)
+    assert torch.equal(receiver(case.input()).tensor, other(case.input()).tensor)
 
 
 @each_case
