@@ -177,6 +177,26 @@ def test_dense_basis_is_made_when_read():
     assert block.foreign_basis is basis and block.double().foreign_basis.dtype == torch.float64
 
 
+def test_functional_call_with_the_whole_state():
+    case = CASES["d4_k5"]
+    module, x = case.build(equiconv.nn), case.input()
+    want = module(x).tensor
+    torch.testing.assert_close(torch.func.functional_call(module, module.state_dict(), (x,)).tensor, want)
+    assert all(block.foreign_basis is None for block in blocks(module).values())
+    assert torch.equal(module(x).tensor, want)
+
+
+@pytest.mark.parametrize("options", [{}, {"avg_fn": torch.optim.swa_utils.get_ema_avg_fn(0.9)}], ids=["mean", "ema"])
+def test_averages_of_weights_and_buffers(options):
+    case = CASES["d4_k5"]
+    module = case.build(equiconv.nn)
+    module.load_state_dict(mixed_basis(module, torch.Generator().manual_seed(5)))
+    averaged = torch.optim.swa_utils.AveragedModel(module, use_buffers=True, **options)
+    for _ in range(5):
+        averaged.update_parameters(module)
+    torch.testing.assert_close(averaged(case.input()).tensor, module(case.input()).tensor)
+
+
 def test_weights_of_another_basis_are_noticed():
     """As DistributedDataParallel brings them from a process that has loaded another basis."""
     case = CASES["d4_k5"]

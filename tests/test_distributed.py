@@ -42,6 +42,11 @@ def test_fully_shard_gives_the_same_losses(ranks):
             torch.testing.assert_close(sharded[name], whole[name], rtol=1e-4, atol=1e-5)
 
 
+def test_distributed_checkpoint_of_a_sharded_model(ranks):
+    for rank in ranks:
+        assert torch.equal(rank["restored"], rank["sharded"])
+
+
 def test_gradient_checkpointing():
     t = pointwise()
     block = equiconv.nn.SequentialModule(equiconv.nn.R2Conv(mixed(), t, 3), equiconv.nn.ReLU(t),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from escnn import group, gspaces
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
 import equiconv
 import equiconv.nn
@@ -83,6 +84,22 @@ def test_files_load_in_escnn(case, saved_in):
     for theirs in (new, evaluating, training):
         for got, want in zip(results(case, theirs), results(case, ours), strict=True):
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@each_module
+@pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])
+def test_state_of_distributed_checkpoints(case, mode):
+    """torch.distributed.checkpoint reads each key of the state_dict as an attribute, too."""
+    module, other = case.build(equiconv.nn).train(mode), case.build(equiconv.nn).train(mode)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(1.5)
+    if not module.state_dict():
+        return  # torch takes it for that of another rank
+    state = get_model_state_dict(module)
+    assert state.keys() == module.state_dict().keys()
+    set_model_state_dict(other, state)
+    assert_equal(results(case, other), results(case, module))
 
 
 def test_files_do_not_depend_on_autocast():
