@@ -108,6 +108,29 @@ def test_files_do_not_depend_on_autocast():
         assert {v.dtype for v in module.state_dict().values()} == {torch.float32, torch.int64}
 
 
+@each_module
+def test_modules_built_without_values(case):
+    """On the meta device, then given memory and a checkpoint, as large models are."""
+    module = case.build(equiconv.nn).eval()
+    with torch.device("meta"):
+        other = case.make(equiconv.nn).eval()
+    assert {k: v.shape for k, v in other.state_dict().items()} == {k: v.shape for k, v in module.state_dict().items()}
+    other.to_empty(device="cpu").load_state_dict(module.state_dict())
+    for got, want in zip(results(case, other), results(case, module), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_assigning_a_checkpoint_to_a_layer_without_values():
+    case = MODULES["R2Conv"]
+    module = case.build(equiconv.nn)
+    state = {k: -v if "sampled_basis" in k else v for k, v in module.state_dict().items()}
+    module.load_state_dict(state)
+    with torch.device("meta"):
+        other = case.make(equiconv.nn)
+    other.load_state_dict(state, assign=True)
+    assert_equal(results(case, other), results(case, module))
+
+
 def test_meta_modules():
     module = MODULES["SequentialModule"].build(equiconv.nn)
     shapes = {k: v.shape for k, v in module.state_dict().items()}

@@ -183,6 +183,8 @@ class IrrepBlocks(SingleBlockBasisExpansion):
             error_msgs.append(f"size mismatch for {key}: copying a param with shape {tuple(stored.shape)} from "
                               f"checkpoint, the shape in current model is {shape}.")
             return
+        if self._like.is_meta and local_metadata.get("assign_to_params_buffers"):
+            self._like = stored.new_empty(0)
         self._set_foreign_basis(None)
         if stored.is_meta:
             return

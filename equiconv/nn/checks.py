@@ -7,7 +7,7 @@ import escnn.nn
 from escnn import gspaces
 
 from ..ops.steerable_conv import PADDING_MODES
-from .construction import construct_convolution, construct_linear
+from .construction import built_on_cpu, construct_convolution, construct_linear
 
 SPACES = {0: gspaces.GSpace0D, 2: gspaces.GSpace2D, 3: gspaces.GSpace3D}
 
@@ -21,10 +21,12 @@ def checked_init(base, dimensions):
         bound.apply_defaults()
         check_constructor(base.__name__, dimensions, bound.arguments)
         try:
-            if dimensions:
-                construct_convolution(self, dimensions, bound.arguments)
-            else:
-                construct_linear(self, bound.arguments)
+            with built_on_cpu(self):
+                if dimensions:
+                    construct_convolution(self, dimensions, bound.arguments)
+                else:
+                    construct_linear(self, bound.arguments)
+                self._adopt()
         except ValueError as error:
             if "empty" not in str(error):
                 raise
@@ -32,7 +34,6 @@ def checked_init(base, dimensions):
                 f"{base.__name__}: no equivariant kernel exists with these arguments: expected at least one basis "
                 f"element between in_type {bound.arguments['in_type']} and out_type {bound.arguments['out_type']}, got "
                 "none; allow more through kernel_size, frequencies_cutoff, rings, sigma or basis_filter") from None
-        self._adopt()
 
     return __init__
 

@@ -1,5 +1,6 @@
 """Constructors: what escnn's do, with bases from equiconv.basis, and no tensor that nobody reads."""
 import math
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,19 @@ from .basisexpansion import IrrepBlocksExpansion
 
 # The options that escnn keeps as attributes of a convolution.
 OPTIONS = ("kernel_size", "stride", "dilation", "padding", "padding_mode", "output_padding", "groups")
+
+
+@contextmanager
+def built_on_cpu(module):
+    """Under another default device a module is built on the CPU all the same, and moved: on others one must wait for
+    the values of its tables, and "meta" has none."""
+    device = torch.get_default_device()
+    if device.type == "cpu":
+        yield
+        return
+    with torch.device("cpu"):
+        yield
+        module.to(device)
 
 
 def construct_convolution(module, d, arguments):

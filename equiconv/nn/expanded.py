@@ -61,7 +61,8 @@ class Expanded:
             return
         if self._plan is None or any(block.foreign_basis is not basis or _version(basis) != version
                                      for block, basis, version in self._plan[1]):
-            self._set_plan(plan_of(self.basisexpansion))
+            with torch.device("cpu"):  # whatever the default device is
+                self._set_plan(plan_of(self.basisexpansion))
 
     def _set_plan(self, plan):
         """Takes the plan for that of the bases as they are now."""
