@@ -4,7 +4,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 TRITON_INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
-CACHE_FOLDER = os.environ.get("EQUICONV_CACHE", "")  # of equiconv.basis; none by default
+CACHE_FOLDER = os.path.expanduser(os.environ.get("EQUICONV_CACHE", ""))  # of equiconv.basis; none by default
 try:
     import triton  # noqa: F401
     HAS_TRITON = True

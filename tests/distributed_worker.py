@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from escnn import gspaces
 from escnn.nn.modules.basismanager import SingleBlockBasisExpansion
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -77,6 +78,25 @@ def outputs_with_other_bases(rank):
     return DistributedDataParallel(model.to("cpu"))(images).detach()
 
 
+def sharded(mesh):
+    model = build(equiconv.nn)
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def error_of_a_checkpoint_on_one_rank(rank):
+    """What a forward pass raises if rank 0 alone loaded a checkpoint that has a basis of its own."""
+    model = build(equiconv.nn)
+    if rank == 0:
+        model.load_state_dict({k: -v if "sampled_basis" in k else v for k, v in model.state_dict().items()})
+    model = DistributedDataParallel(model)
+    try:
+        model(torch.zeros(1, 1, 12, 12))
+    except RuntimeError as error:
+        return str(error)
+
+
 def main(rank, world, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world,
@@ -93,12 +113,13 @@ def main(rank, world, folder):
         results[name] = {"losses": losses, "state": state,
                          "overwritten": sum(not torch.equal(before[k], state[k]) for k in before)}
     results["accelerated"] = outputs_with_other_bases(rank)
-    model = build(equiconv.nn)
+    results["error of one checkpoint"] = error_of_a_checkpoint_on_one_rank(rank)
     mesh = init_device_mesh("cpu", (world,))
-    for layer in model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    model, restored = (sharded(mesh) for _ in range(2))
     losses = train(model, rank)
+    set_model_state_dict(restored, get_model_state_dict(model.train()))
+    images = torch.randn(2, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    results["restored"], results["sharded"] = (m.eval()(images).detach() for m in (restored, model))
     results["fully_shard"] = {"losses": losses, "state": {
         k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in model.state_dict().items()}}
     torch.save(results, f"{folder}/{rank}.pt")

@@ -318,6 +318,25 @@ def test_unwritable_folder(tmp_path, monkeypatch):
     basis.forget()
 
 
+FULL_DISK = """
+import json, os, resource, signal
+import numpy as np
+from equiconv.basis import cache
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+assert (cache.remember("entry", lambda: np.full(1000, 5.0)) == 5).all()
+print(json.dumps([cache.CACHE_FOLDER, os.listdir(cache.CACHE_FOLDER)]))
+"""
+
+
+def test_full_disk(tmp_path):
+    """Nothing of an entry stays, and nothing is said of it; the folder is in the user's own."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FULL_DISK], capture_output=True, text=True, env={
+        **os.environ, "EQUICONV_CACHE": "~/cache", "HOME": str(tmp_path)})
+    assert done.returncode == 0 and done.stderr == "", done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == [str(tmp_path / "cache"), []]
+
+
 def test_memory_is_bounded():
     memory = cache.Memory(3)
     for key in range(10):

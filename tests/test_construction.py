@@ -166,12 +166,57 @@ def test_dense_basis_is_made_when_read():
     assert torch.equal(saved, basis)
     assert block(torch.randn(1, len(basis)).double()).shape == (1, *basis.shape[1:])
     module.float()
-    assert block._buffers["sampled_basis"] is None and block.sampled_basis.dtype == torch.float32
+    assert block.foreign_basis is None and block.sampled_basis.dtype == torch.float32
+    block.sampled_basis = block.sampled_basis
     assert block.foreign_basis is None
     block.sampled_basis.mul_(2)
     assert block.foreign_basis is not None
     copied, = blocks(copy.deepcopy(module)).values()
     assert torch.equal(copied.foreign_basis, block.sampled_basis)
+    block.sampled_basis = basis
+    assert block.foreign_basis is basis and block.double().foreign_basis.dtype == torch.float64
+
+
+def test_functional_call_with_the_whole_state():
+    case = CASES["d4_k5"]
+    module, x = case.build(equiconv.nn), case.input()
+    want = module(x).tensor
+    torch.testing.assert_close(torch.func.functional_call(module, module.state_dict(), (x,)).tensor, want)
+    assert all(block.foreign_basis is None for block in blocks(module).values())
+    assert torch.equal(module(x).tensor, want)
+
+
+@pytest.mark.parametrize("options", [{}, {"avg_fn": torch.optim.swa_utils.get_ema_avg_fn(0.9)}], ids=["mean", "ema"])
+def test_averages_of_weights_and_buffers(options):
+    case = CASES["d4_k5"]
+    module = case.build(equiconv.nn)
+    module.load_state_dict(mixed_basis(module, torch.Generator().manual_seed(5)))
+    averaged = torch.optim.swa_utils.AveragedModel(module, use_buffers=True, **options)
+    for _ in range(5):
+        averaged.update_parameters(module)
+    torch.testing.assert_close(averaged(case.input()).tensor, module(case.input()).tensor)
+
+
+def test_weights_of_another_basis_are_noticed():
+    """As DistributedDataParallel brings them from a process that has loaded another basis."""
+    case = CASES["d4_k5"]
+    module, other = case.build(equiconv.nn), case.build(equiconv.nn)
+    other.load_state_dict(mixed_basis(module, torch.Generator().manual_seed(5)))
+    assert [(n, b.shape) for n, b in other.named_buffers()] == [(n, b.shape) for n, b in module.named_buffers()]
+    for loaded in (other, copy.deepcopy(other), copy.deepcopy(other).half().float()):
+        for receiver in (case.build(equiconv.nn), copy.deepcopy(module).double()):
+            receiver(case.input(dtype=receiver.weights.dtype))
+            with torch.no_grad():
+                for buffer, sent in zip(receiver.buffers(), loaded.buffers(), strict=True):
+                    buffer.copy_(sent)
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match="every rank must load the checkpoint"):
+                    receiver(case.input(dtype=receiver.weights.dtype))
+    receiver = copy.deepcopy(other)
+    with torch.no_grad():
+        for buffer, sent in zip(receiver.buffers(), other.buffers(), strict=True):
+            buffer.copy_(sent)
+    assert torch.equal(receiver(case.input()).tensor, other(case.input()).tensor)
 
 
 @each_case
@@ -253,16 +298,32 @@ def test_basis_of_a_checkpoint_is_adopted(name):
     (lambda b: b + 0.1 * torch.randn_like(b), "must span the kernels of this module"),
     (lambda b: b.roll(1, -1), "must span the kernels of this module"),
     (torch.zeros_like, "must span the kernels of this module"),
-    (lambda b: torch.full_like(b, float("nan")), "must span the kernels of this module")],
-    ids=["random", "noise", "shifted", "zero", "nan"])
+    (lambda b: torch.full_like(b, float("nan")), "must span the kernels of this module"),
+    (lambda b: torch.full_like(b, float("inf")), "must span the kernels of this module"),
+    (lambda b: b[[0, *range(len(b) - 1)]], "must span the kernels of this module"),
+    (lambda b: torch.cat([b[:-1], b[:-1].sum(0, keepdim=True)]), "must span the kernels of this module")],
+    ids=["random", "noise", "shifted", "zero", "nan", "infinite", "repeated", "dependent"])
 def test_basis_of_another_space_raises(change, match):
     torch.manual_seed(0)
     for name in ("d4_k5", "so3_irreps"):
         module = CASES[name].build(equiconv.nn)
         state = module.state_dict()
-        key = next(k for k in state if "sampled_basis" in k)
+        key = next(k for k in state if "sampled_basis" in k and len(state[k]) > 1)
         with pytest.raises(ValueError, match=match):
             module.load_state_dict({**state, key: change(state[key])})
+
+
+@each_case
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_rounded_basis_of_the_same_space(case, dtype, built):
+    """Also where elements almost depend on each other, on few taps."""
+    generator = torch.Generator().manual_seed(0)
+    for block in blocks(built(case)[1]).values():
+        kernels = block.dense().double()
+        assert block.irrep_blocks.residual(kernels.to(dtype), 1e-2) < 1e-2
+        mixing = torch.linalg.qr(torch.randn(len(kernels), len(kernels), generator=generator, dtype=torch.float64))[0]
+        mixed = torch.einsum("pq,q...->p...", mixing, kernels)
+        assert block.irrep_blocks.residual(mixed.to(dtype), 1e-2) < 1e-2
 
 
 def test_basis_of_other_rings_raises():

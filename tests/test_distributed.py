@@ -21,6 +21,11 @@ def test_all_ranks_compute_with_the_bases_of_the_first(ranks):
     assert torch.equal(ranks[0]["accelerated"], ranks[1]["accelerated"]) and ranks[0]["accelerated"].any()
 
 
+def test_a_checkpoint_on_one_rank_alone_raises_on_the_others(ranks):
+    assert ranks[0]["error of one checkpoint"] is None
+    assert "every rank must load the checkpoint" in ranks[1]["error of one checkpoint"]
+
+
 def test_escnn_corrupts_the_other_ranks(ranks):
     assert ranks[0]["escnn"]["overwritten"] == 0 and ranks[1]["escnn"]["overwritten"] > 0
     assert differing(ranks[0]["escnn"]["state"], ranks[1]["escnn"]["state"])
@@ -35,6 +40,11 @@ def test_fully_shard_gives_the_same_losses(ranks):
     for name in whole:
         if "running" not in name:  # each rank's own under fully_shard
             torch.testing.assert_close(sharded[name], whole[name], rtol=1e-4, atol=1e-5)
+
+
+def test_distributed_checkpoint_of_a_sharded_model(ranks):
+    for rank in ranks:
+        assert torch.equal(rank["restored"], rank["sharded"])
 
 
 def test_gradient_checkpointing():

@@ -24,7 +24,7 @@ ACCELERATED = [case for name, case in MODULES.items() if name in NAMES]
 each_case = pytest.mark.parametrize("case", ACCELERATED, ids=lambda case: case.name)
 #: those whose output autocast leaves in the input's dtype, because they are no matrix product
 KEEP_DTYPE = {"BranchingModule", "MergeModule", "MultipleModule", "DisentangleModule", "FieldDropout", "MaskModule",
-              "ReshuffleModule", "PointwiseNonLinearity"} | {
+              "ReshuffleModule", "PointwiseNonLinearity", "HarmonicPolynomialR3"} | {
     name for name in NAMES if any(word in name for word in ("Norm", "Gated", "Vector", "Concatenated", "Pool"))
     and "Antialiased" not in name}
 

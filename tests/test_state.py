@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from escnn import group, gspaces
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
 import equiconv
 import equiconv.nn
@@ -85,10 +86,49 @@ def test_files_load_in_escnn(case, saved_in):
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
+@each_module
+@pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])
+def test_state_of_distributed_checkpoints(case, mode):
+    """torch.distributed.checkpoint reads each key of the state_dict as an attribute, too."""
+    module, other = case.build(equiconv.nn).train(mode), case.build(equiconv.nn).train(mode)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(1.5)
+    if not module.state_dict():
+        return  # torch takes it for that of another rank
+    state = get_model_state_dict(module)
+    assert state.keys() == module.state_dict().keys()
+    set_model_state_dict(other, state)
+    assert_equal(results(case, other), results(case, module))
+
+
 def test_files_do_not_depend_on_autocast():
     module = MODULES["R2Conv"].build(equiconv.nn)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert {v.dtype for v in module.state_dict().values()} == {torch.float32, torch.int64}
+
+
+@each_module
+def test_modules_built_without_values(case):
+    """On the meta device, then given memory and a checkpoint, as large models are."""
+    module = case.build(equiconv.nn).eval()
+    with torch.device("meta"):
+        other = case.make(equiconv.nn).eval()
+    assert {k: v.shape for k, v in other.state_dict().items()} == {k: v.shape for k, v in module.state_dict().items()}
+    other.to_empty(device="cpu").load_state_dict(module.state_dict())
+    for got, want in zip(results(case, other), results(case, module), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@each_module
+def test_checkpoints_assigned_to_modules_without_values(case):
+    module = case.build(equiconv.nn).eval()
+    module.load_state_dict({k: -v if "sampled_basis" in k else v for k, v in module.state_dict().items()})
+    with torch.device("meta"):
+        other = case.make(equiconv.nn).eval()
+    other.load_state_dict(module.state_dict(), assign=True)
+    for got, want in zip(results(case, other), results(case, module), strict=True):
+        torch.testing.assert_close(got, want)
 
 
 def test_meta_modules():

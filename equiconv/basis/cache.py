@@ -1,4 +1,5 @@
 """What is computed once and kept: in memory, and on disk in the folder that EQUICONV_CACHE names."""
+import io
 import os
 import tempfile
 import weakref
@@ -99,12 +100,14 @@ def _read(key):
 def _write(key, array):
     if not CACHE_FOLDER:
         return
+    entry = io.BytesIO()  # NumPy complains of a full disk on stderr, after the error, if it writes there itself
+    np.savez(entry, array=array)
     temporary = None
     try:
         Path(CACHE_FOLDER).mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=CACHE_FOLDER, suffix=".tmp")
         with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, array=array)
+            file.write(entry.getbuffer())
         os.replace(temporary, _path(key))  # at once, so that no other process reads half of it
     except OSError:
         if temporary is not None:

@@ -1,4 +1,5 @@
 """A steerable basis on the taps of a filter: normalised as escnn does it, kept as irrep blocks."""
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,31 +110,50 @@ class SampledBasis:
         differences = [np.abs(kernels - _numpy(stored, first, kernels)).max() for first, kernels in self.chunks()]
         return float(np.max(differences)) / max(float(stored.abs().max()), TINY)
 
-    def residual(self, stored):
-        """Largest distance of a kernel of a tensor [n, out, in, S] from the span of the basis, relative to its norm.
+    def residual(self, stored, rounding):
+        """How far apart the spaces are that this basis and a tensor [D, out, in, S] span.
 
-        That of a kernel of zeros is infinite: it stands for no element.
+        rounding  relative error that the elements of the tensor may have
+
+        Returns the largest distance of an element of one of them from the span of the other, relative to its norm: 1
+        for an element of zeros, which stands for none; large, too, where elements of the tensor repeat each other and
+        leave a part of the space out; infinite where some are not finite.
         """
-        out, in_ = self.out_layout, self.in_layout
+        if not stored.isfinite().all():
+            return math.inf
         spans = {}
         for block in self.blocks:
             spans.setdefault((block.out_slot, block.in_slot), []).append(self.kernel(block).ravel())
         spans = {slots: np.linalg.qr(np.stack(kernels).T)[0] for slots, kernels in spans.items()}
-        step, worst = max(1, CHUNK // stored[0].numel()), 0.0
-        for first in range(0, len(stored), step):
-            kernels = stored[first:first + step].double().numpy()
+        found, outside = self._coordinates(spans, lambda first, like: _numpy(stored, first, like))
+        own, _ = self._coordinates(spans, lambda first, like: like)
+        _, lengths, directions = np.linalg.svd(found, full_matrices=False)
+        directions = directions[lengths > rounding]
+        left_out = np.linalg.norm(own - own @ directions.T @ directions, axis=1)
+        return float(max(outside.max(), left_out.max()))
+
+    def _coordinates(self, spans, kernels_like):
+        """(coordinates [D, n] in the orthonormal bases `spans`, distances [D] from their span), for elements of norm 1.
+
+        kernels_like  function from (first, kernels [n, out, in, S] of this basis) to the kernels that are asked about
+        """
+        out, in_ = self.out_layout, self.in_layout
+        coordinates, outside = [], []
+        for first, like in self.chunks():
+            kernels = kernels_like(first, like)
+            norms = np.linalg.norm(kernels.reshape(len(kernels), -1), axis=1)
+            kernels = kernels / np.maximum(norms, TINY)[:, None, None, None]
             split = np.einsum("na,pabs,bm->pnms", out.change_of_basis_inv, kernels, in_.change_of_basis, optimize=True)
-            projected = np.zeros_like(split)
+            projected, parts = np.zeros_like(split), []
             for (o, i), span in spans.items():
                 part = split[:, o.components, i.components]
-                flat = part.reshape(len(part), -1)
-                projected[:, o.components, i.components] = (flat @ span @ span.T).reshape(part.shape)
+                parts.append(part.reshape(len(part), -1) @ span)
+                projected[:, o.components, i.components] = (parts[-1] @ span.T).reshape(part.shape)
             back = np.einsum("na,pabs,bm->pnms", out.change_of_basis, projected, in_.change_of_basis_inv, optimize=True)
-            norms = np.linalg.norm(kernels.reshape(len(kernels), -1), axis=1)
-            outside = np.linalg.norm((back - kernels).reshape(len(kernels), -1), axis=1)
-            relative = np.where(norms == 0, np.inf, outside / np.maximum(norms, TINY))
-            worst = np.maximum(worst, np.max(relative))  # NaN stays NaN
-        return float(worst)
+            distances = np.linalg.norm((back - kernels).reshape(len(kernels), -1), axis=1)
+            coordinates.append(np.concatenate(parts, axis=1))
+            outside.append(np.where(norms == 0, 1.0, distances))
+        return np.concatenate(coordinates), np.concatenate(outside)
 
     def __deepcopy__(self, memo):
         return self  # never changed after construction

@@ -8,6 +8,7 @@ from .conv import R2Conv, R2ConvTransposed, R3Conv, R3ConvTransposed, R3IcoConv,
 from .disentangle import DisentangleModule
 from .dropout import FieldDropout
 from .fourier import FourierELU, FourierPointwise, QuotientFourierELU, QuotientFourierPointwise
+from .harmonics import HarmonicPolynomialR3
 from .invariants import GroupPooling, InducedNormPool, NormPool
 from .linear import Linear
 from .masking import MaskModule

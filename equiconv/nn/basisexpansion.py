@@ -1,4 +1,6 @@
 """escnn's basis expansions, which keep irrep blocks and make the dense sampled basis only when somebody reads it."""
+import hashlib
+
 import torch
 from escnn.kernels import EmptyBasisException
 from escnn.nn.modules.basismanager import BlocksBasisExpansion, SingleBlockBasisExpansion, retrieve_indices
@@ -76,7 +78,10 @@ class IrrepBlocks(SingleBlockBasisExpansion):
 
     The dense `sampled_basis` [D, out, in, S] is made when it is read or saved. A checkpoint's basis is compared with
     it: one of the same elements is not kept, one of other elements of the same space is, any other raises ValueError.
-    Reading adds no buffer, so that the buffers of a process that does it are still those of others.
+
+    It is no buffer, so that the buffers of all processes of a distributed training are the same, whatever each has
+    read or loaded. `basis_id` is one, of a single number: by it a process notices that the weights which
+    DistributedDataParallel sent it belong to another basis than its own.
     """
 
     def __init__(self, irrep_blocks):
@@ -85,16 +90,33 @@ class IrrepBlocks(SingleBlockBasisExpansion):
             raise EmptyBasisException
         self.irrep_blocks, self.basis = irrep_blocks, irrep_blocks.basis
         self._mask = torch.from_numpy(irrep_blocks.kept)
-        self._like = torch.empty(0)  # has the dtype and the device that the buffer would have
-        self._read = None            # the dense basis that was made for a reader, and its version
-        self.register_buffer("sampled_basis", None)
+        self._like = torch.empty(0)  # has the dtype and the device that the basis would have
+        self._set_foreign_basis(None)
 
     @property
     def foreign_basis(self):
         """The dense basis that is not the module's own: loaded, set or written to; None if there is none."""
-        if self._read is not None and _version(self._read[0]) != self._read[1]:
+        if self._foreign_basis is None and self._read is not None and _version(self._read[0]) != self._read[1]:
             self._set_foreign_basis(self._read[0])
-        return self._buffers["sampled_basis"]
+        if _version(self.basis_id) != self._known_version:
+            self._check_id()
+        return self._foreign_basis
+
+    @property
+    def sampled_basis(self):
+        if self.foreign_basis is not None:
+            return self.foreign_basis
+        if self._read is None:  # the dense basis that was made for a reader, and its version
+            dense = self.dense()
+            self._read = (dense, _version(dense))
+        return self._read[0]
+
+    @sampled_basis.setter
+    def sampled_basis(self, basis):
+        read = self._read
+        is_own = read is not None and basis is read[0] and _version(basis) == read[1]
+        self._set_foreign_basis(None if is_own else basis)
+        self._read = read  # torch.func.functional_call puts it back
 
     def dense(self):
         """A new tensor [D, out, in, S], of the module's dtype and device."""
@@ -106,14 +128,6 @@ class IrrepBlocks(SingleBlockBasisExpansion):
         for first, kernels in blocks.chunks():
             dense[first:first + len(kernels)] = torch.from_numpy(kernels)
         return dense.to(self._like.device)
-
-    def __getattr__(self, name):
-        if name == "sampled_basis" and name in self._buffers and self._buffers[name] is None:
-            if self._read is None:
-                dense = self.dense()
-                self._read = (dense, _version(dense))
-            return self._read[0]
-        return super().__getattr__(name)
 
     def dimension(self):
         return len(self.irrep_blocks)
@@ -128,22 +142,34 @@ class IrrepBlocks(SingleBlockBasisExpansion):
         return next(attributes for attributes in self.get_basis_info() if attributes["id"] == id)
 
     def _apply(self, fn, *args, **kwargs):
-        self._set_foreign_basis(self.foreign_basis)
+        foreign = self.foreign_basis
         super()._apply(fn, *args, **kwargs)
         self._like = fn(self._like)
+        self._set_foreign_basis(None if foreign is None else fn(foreign), self._id)
         return self
 
-    def _set_foreign_basis(self, basis):
-        self._buffers["sampled_basis"], self._read = basis, None
+    def _set_foreign_basis(self, basis, id=None):
+        """id  of the basis, if that is known"""
+        self._foreign_basis, self._read = basis, None
+        self._id = (_id_of(basis) if id is None else id) if basis is not None else 0
+        self.register_buffer("basis_id", torch.full((), self._id, device=self._like.device), persistent=False)
+        self._known_version = _version(self.basis_id)
+
+    def _check_id(self):
+        # an average of equal buffers, as torch.optim.swa_utils makes it, may be rounded
+        if not self.basis_id.is_meta and abs(self.basis_id.item() - self._id) > 1:
+            raise RuntimeError("the weights of this process belong to the steerable basis of another, which sent them: "
+                               "every rank must load the checkpoint, not the first alone")
+        self._known_version = _version(self.basis_id)
 
     def __getstate__(self):
-        return {**self.__dict__, "_buffers": {"sampled_basis": self.foreign_basis}, "_read": None}
+        return {**self.__dict__, "_foreign_basis": self.foreign_basis, "_read": None, "_known_version": -1}
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
-        basis = self.foreign_basis
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if basis is None:
-            destination[prefix + "sampled_basis"] = self.dense()
+        basis = self.foreign_basis
+        basis = self.dense() if basis is None else basis
+        destination[prefix + "sampled_basis"] = basis if keep_vars else basis.detach()
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
                               error_msgs):
@@ -157,19 +183,30 @@ class IrrepBlocks(SingleBlockBasisExpansion):
             error_msgs.append(f"size mismatch for {key}: copying a param with shape {tuple(stored.shape)} from "
                               f"checkpoint, the shape in current model is {shape}.")
             return
+        if self._like.is_meta and local_metadata.get("assign_to_params_buffers"):
+            self._like = stored.new_empty(0)
         self._set_foreign_basis(None)
         if stored.is_meta:
             return
         kernels = stored.detach().cpu()
         if blocks.distance(kernels) <= EQUAL:
             return
-        residual = blocks.residual(kernels)
+        residual = blocks.residual(kernels, SPANNED)
         if not residual <= SPANNED:
             raise ValueError(f"{key} must span the kernels of this module, got a basis at a relative distance of "
-                             f"{residual:.2g} from them: that of a layer with other rings, sigma, frequencies or group")
+                             f"{residual:.2g} from them: that of a layer with other rings, sigma, frequencies or "
+                             "group, or a damaged one")
         self._set_foreign_basis(stored.detach().to(self._like.device, self._like.dtype, copy=True))
 
     def _get_name(self):
         return "SingleBlockBasisExpansion"
 
     __eq__, __hash__ = object.__eq__, object.__hash__
+
+
+def _id_of(basis):
+    """A number from 2 to 65537, which most likely differs for bases whose contents differ."""
+    if basis.is_meta:
+        return 2
+    contents = basis.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data
+    return 2 + int.from_bytes(hashlib.blake2b(contents, digest_size=2).digest(), "big")

@@ -7,7 +7,7 @@ import escnn.nn
 from escnn import gspaces
 
 from ..ops.steerable_conv import PADDING_MODES
-from .construction import construct_convolution, construct_linear
+from .construction import built_on_cpu, construct_convolution, construct_linear
 
 SPACES = {0: gspaces.GSpace0D, 2: gspaces.GSpace2D, 3: gspaces.GSpace3D}
 
@@ -21,10 +21,12 @@ def checked_init(base, dimensions):
         bound.apply_defaults()
         check_constructor(base.__name__, dimensions, bound.arguments)
         try:
-            if dimensions:
-                construct_convolution(self, dimensions, bound.arguments)
-            else:
-                construct_linear(self, bound.arguments)
+            with built_on_cpu(self):
+                if dimensions:
+                    construct_convolution(self, dimensions, bound.arguments)
+                else:
+                    construct_linear(self, bound.arguments)
+                self._adopt()
         except ValueError as error:
             if "empty" not in str(error):
                 raise
@@ -32,7 +34,6 @@ def checked_init(base, dimensions):
                 f"{base.__name__}: no equivariant kernel exists with these arguments: expected at least one basis "
                 f"element between in_type {bound.arguments['in_type']} and out_type {bound.arguments['out_type']}, got "
                 "none; allow more through kernel_size, frequencies_cutoff, rings, sigma or basis_filter") from None
-        self._adopt()
 
     return __init__
 
@@ -56,12 +57,18 @@ def check_constructor(name, dimensions, arguments):
             _check_integers(name, key, arguments[key], dimensions, minimum, sequences)
     if arguments.get("padding_mode", "zeros") not in PADDING_MODES:
         raise ValueError(f"{name}: padding_mode must be one of {PADDING_MODES}, got {arguments['padding_mode']!r}")
-    for key, positive in (("sigma", True), ("rings", False)):
-        if arguments.get(key) is not None:
-            _check_widths(name, key, arguments[key], positive)
+    if "rings" in arguments:
+        _check_rings(name, dimensions, arguments)
     cutoff = arguments.get("frequencies_cutoff")
-    if isinstance(cutoff, float) and math.isnan(cutoff):
-        raise ValueError(f"{name}: frequencies_cutoff must be a number or a function of the radius, got nan")
+    named = dimensions == 3 and isinstance(cutoff, str)  # "default1" and others: escnn refuses unknown ones
+    if not (cutoff is None or isinstance(cutoff, float) or callable(cutoff) or named):
+        raise TypeError(f"{name}: frequencies_cutoff must be a float or a function of the radius, got {shown(cutoff)}")
+    if isinstance(cutoff, float) and not math.isfinite(cutoff):
+        raise ValueError(f"{name}: frequencies_cutoff must be finite, got {cutoff}")
+    basis_filter = arguments.get("basis_filter")
+    if basis_filter is not None and not callable(basis_filter):
+        raise TypeError(f"{name}: basis_filter must be a function of the attributes of a basis element, got "
+                        f"{shown(basis_filter)}")
     if arguments.get("groups", 1) > 1:
         for key in ("in_type", "out_type"):
             _check_groups(name, key, arguments[key], arguments["groups"])
@@ -117,15 +124,34 @@ def _check_integers(name, key, value, dimensions, minimum, sequences):
         _check_integer(name, key, value, minimum)
 
 
-def _check_widths(name, key, value, positive):
-    for width in value if isinstance(value, (list, tuple)) else [value]:
+def _check_rings(name, dimensions, arguments):
+    rings, sigma, kernel_size = arguments["rings"], arguments["sigma"], arguments["kernel_size"]
+    largest = arguments["dilation"] * (kernel_size - 1) / 2 * math.sqrt(dimensions)
+    if rings is not None:
+        _check_numbers(name, "rings", rings, f"from 0 to {largest:.4g}, the distance of the kernel's corner",
+                       lambda radius: 0 <= radius <= largest)
+    if sigma is not None:
+        _check_numbers(name, "sigma", [sigma] if isinstance(sigma, float) else sigma, "finite and positive",
+                       lambda width: 0 < width < math.inf)
+    if sigma is not None and not isinstance(sigma, float):
+        count = math.ceil(kernel_size / 2) if rings is None else len(rings)
+        if len(sigma) != count:
+            raise ValueError(f"{name}: sigma must be a float or have one for each of the {count} rings, got "
+                             f"{shown(sigma)}")
+
+
+def _check_numbers(name, key, values, expected, accepts):
+    """Raises unless `values` is a list of numbers that `accepts`, which `expected` puts in words."""
+    if not isinstance(values, (list, tuple)) or not values:
+        raise (ValueError if isinstance(values, (list, tuple)) else TypeError)(
+            f"{name}: {key} must be a list of numbers, got {shown(values)}")
+    for value in values:
         try:
-            number = float(width)
+            number = float(value)
         except (TypeError, ValueError):
             number = math.nan
-        if not math.isfinite(number) or number < 0 or (positive and number == 0):
-            expected = "positive" if positive else "not negative"
-            raise ValueError(f"{name}: {key} must be finite and {expected}, got {shown(value)}")
+        if not accepts(number):
+            raise ValueError(f"{name}: {key} must be {expected}, got {shown(values)}")
 
 
 def _check_groups(name, key, field_type, groups):

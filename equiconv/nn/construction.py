@@ -1,4 +1,6 @@
 """Constructors: what escnn's do, with bases from equiconv.basis, and no tensor that nobody reads."""
+import math
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -15,6 +17,19 @@ from .basisexpansion import IrrepBlocksExpansion
 
 # The options that escnn keeps as attributes of a convolution.
 OPTIONS = ("kernel_size", "stride", "dilation", "padding", "padding_mode", "output_padding", "groups")
+
+
+@contextmanager
+def built_on_cpu(module):
+    """Under another default device a module is built on the CPU all the same, and moved: on others one must wait for
+    the values of its tables, and "meta" has none."""
+    device = torch.get_default_device()
+    if device.type == "cpu":
+        yield
+        return
+    with torch.device("cpu"):
+        yield
+        module.to(device)
 
 
 def construct_convolution(module, d, arguments):
@@ -42,8 +57,8 @@ def construct_convolution(module, d, arguments):
     # the icosahedral orbits have no frequencies to cut off: escnn's bound lets all of them through
     cutoff = 5.0 if "samples" in arguments else arguments["frequencies_cutoff"]
     basis_filter, module._rings, module._sigma, module._maximum_frequency = conventions.compute_basis_params(
-        arguments["kernel_size"], cutoff, arguments["rings"], arguments["sigma"], arguments["dilation"],
-        arguments["basis_filter"])
+        arguments["kernel_size"], _finite(type(module).__name__, cutoff), arguments["rings"], arguments["sigma"],
+        arguments["dilation"], arguments["basis_filter"])
     grid = get_grid_coords(d, arguments["kernel_size"], arguments["dilation"])
     _construct(module, arguments, module._build_kernel_basis, grid, basis_filter)
 
@@ -84,6 +99,20 @@ def _construct(module, arguments, build_kernel_basis, points, basis_filter):
     module.register_buffer(module.filter_name, filter)
     if arguments["initialize"]:
         init.generalized_he_init(module.weights.data, module.basisexpansion)
+
+
+def _finite(name, cutoff):
+    """The cutoff; one that is a function of the radius, behind a check of its values."""
+    if not callable(cutoff):
+        return cutoff
+
+    def checked(radius):
+        frequency = cutoff(radius)
+        if not math.isfinite(frequency):
+            raise ValueError(f"{name}: frequencies_cutoff must be finite at each radius, got {frequency} at {radius}")
+        return frequency
+
+    return checked
 
 
 def _check_icosahedral(name, arguments):

@@ -61,7 +61,8 @@ class Expanded:
             return
         if self._plan is None or any(block.foreign_basis is not basis or _version(basis) != version
                                      for block, basis, version in self._plan[1]):
-            self._set_plan(plan_of(self.basisexpansion))
+            with torch.device("cpu"):  # whatever the default device is
+                self._set_plan(plan_of(self.basisexpansion))
 
     def _set_plan(self, plan):
         """Takes the plan for that of the bases as they are now."""
@@ -126,9 +127,10 @@ class Expanded:
         return EquivariantModule.train(self, mode)
 
     def __getattr__(self, name):
-        if name in (self.filter_name, "expanded_bias") and not self.training:  # escnn's attributes in eval mode
+        # escnn's attributes in eval mode; here in any, since torch.distributed.checkpoint reads each key of the state
+        if name in (self.filter_name, "expanded_bias") and "_plan" in self.__dict__:
             with torch.no_grad():
-                return self.filter_and_bias()[name != self.filter_name]
+                return self._expanded_state()[name != self.filter_name]
         return super().__getattr__(name)
 
     def __getstate__(self):

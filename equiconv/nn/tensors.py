@@ -1,12 +1,14 @@
 """Modules whose computation is one function of a bare tensor: typed outside, plain torch inside."""
 import functools
 import inspect
+from contextlib import nullcontext
 
 import escnn.nn
 import torch
 from escnn.nn import GeometricTensor
 
 from .checks import check_type, shown
+from .construction import built_on_cpu
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -39,8 +41,10 @@ def adopting_init(base, supports=None):
                     raise ValueError(f"{base.__name__}: the representations of in_type must support {supports!r} "
                                      f"nonlinearities, got {representation.name!r}, which supports "
                                      f"{sorted(representation.supported_nonlinearities)}")
-        base.__init__(self, *args, **kwargs)
-        self._adopt()
+        # a container is left where its parts are
+        with nullcontext() if "modules" in bound.arguments else built_on_cpu(self):
+            base.__init__(self, *args, **kwargs)
+            self._adopt()
 
     return __init__
 
