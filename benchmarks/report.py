@@ -38,14 +38,15 @@ def _table(machine, dtype, layout, rows):
     last = max(rows, key=lambda r: r.date)
     title = ", ".join(part for part in (machine, dtype, layout if layout == "channels_last" else "") if part)
     lines = [f"**{title}** (torch {last.torch}, escnn {last.escnn}, commit {last.commit}, {last.date[:10]})", "",
-             f"| layer | work | {' | '.join(f'{METHODS[m]}, ms' for m in methods)} | escnn / equiconv | floor, ms |",
-             "|---|---|" + "---:|" * (len(methods) + 2)]
+             f"| layer | work | {' | '.join(f'{METHODS[m]}, ms' for m in methods)} | escnn / equiconv | floor, ms | "
+             "equiconv / floor |",
+             "|---|---|" + "---:|" * (len(methods) + 3)]
     order = list(MODES)
     for (case, mode), found in sorted(works.items(), key=lambda item: (order.index(item[0][1]), item[0][0])):
         ours, theirs = found.get("equiconv"), found.get("escnn")
         floor = number((ours or theirs).floor_ms) if ours or theirs else ""
         lines.append(f"| {case} | {MODES[mode]} | " + " | ".join(_time(found.get(m)) for m in methods)
-                     + f" | {_speedup(ours, theirs)} | {floor} |")
+                     + f" | {_speedup(ours, theirs)} | {floor} | {_over_floor(ours)} |")
     return "\n".join(lines)
 
 
@@ -53,6 +54,12 @@ def _time(row):
     if row is None or row.median_ms == "":
         return "-"
     return number(row.median_ms) + (" ~" if row.noisy else "")
+
+
+def _over_floor(row):
+    if row is None or row.median_ms == "" or row.floor_ms == "":
+        return "-"
+    return f"{float(row.median_ms) / float(row.floor_ms):.1f}x" + (" ~" if row.noisy else "")
 
 
 def _speedup(ours, theirs):
