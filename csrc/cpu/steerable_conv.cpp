@@ -102,8 +102,8 @@ void harmonics_of(const HarmonicsCall<T>& call, int64_t first = 0) {
 template <int E, int O, bool kMiddleOdd, class T>
 inline void select_odd(const HarmonicsCall<T>& call) {
   if constexpr (O >= 0) {
-    constexpr int kVectors = kBlockSums * 2 / 3 / (E + O > 0 ? E + O : 1);  // the other registers hold taps  // the other registers hold taps
-    if (call.odd == O) return harmonics_of<E, O, kMiddleOdd, kVectors >= 4 ? 4 : kVectors >= 2 ? 2 : 1>(call);
+    constexpr int kSums = E + O, kVectors = 4 * kSums <= kBlockSums * 2 / 3 ? 4 : 2 * kSums <= kBlockSums - 4 ? 2 : 1;
+    if (call.odd == O) return harmonics_of<E, O, kMiddleOdd, kVectors>(call);
     select_odd<E, O - 1, kMiddleOdd>(call);
   }
 }
