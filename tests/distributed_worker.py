@@ -6,6 +6,7 @@ and writes losses and states to FOLDER/RANK.pt.
 import sys
 from datetime import timedelta
 
+import equiconv  # isort: skip  (before escnn, which it gives Wigner matrices where lie_learn is missing)
 import escnn.nn
 import torch
 import torch.distributed as dist
@@ -16,7 +17,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-import equiconv
 import equiconv.nn
 
 STEPS = 20

@@ -276,7 +276,7 @@ def test_output_shape_with_tuples():
 
 
 def test_errors_survive_optimised_python():
-    script = ("import escnn.nn, equiconv.nn, torch\n"
+    script = ("import equiconv.nn, escnn.nn, torch\n"
               "from escnn import gspaces\n"
               "g = gspaces.rot2dOnR2(4)\n"
               "a, b = (escnn.nn.FieldType(g, [r]) for r in (g.regular_repr, g.irrep(1) + g.irrep(1)))\n"

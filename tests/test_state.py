@@ -300,7 +300,7 @@ def test_new_layers_after_escnn_cast_its_shared_basis(own_escnn_cache):
 
 def test_the_order_of_buffers_does_not_depend_on_the_hash_seed():
     """DistributedDataParallel broadcasts by order. In escnn's, two seeds give two orders."""
-    script = ("import escnn.nn, equiconv.nn\n"
+    script = ("import equiconv.nn, escnn.nn\n"
               "from tests.modules import MODULES\n"
               "for nn in (escnn.nn, equiconv.nn):\n"
               "    modules = [MODULES[name].make(nn) for name in\n"
