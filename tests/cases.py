@@ -11,6 +11,7 @@ import zlib
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 
+import equiconv  # noqa: F401  # isort: skip  (before escnn, which it gives Wigner matrices where lie_learn is missing)
 import torch
 from escnn import group, gspaces
 from escnn.nn import FieldType, GeometricTensor

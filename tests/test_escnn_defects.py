@@ -30,7 +30,10 @@ def random(field_type, *size, **options):
 
 def alone(script):
     """What a script prints in a process without equiconv."""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
+    if "No module named 'lie_learn'" in done.stderr:
+        pytest.skip("without equiconv, escnn needs lie_learn, which has no wheel for this Python")
+    assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
 
