@@ -1,0 +1,31 @@
+// field_norm: y = Q (scale * (Q^-1 x) + shift) for each field and pixel, where Q leads from the irreps' basis to the
+// field's; field_norm_bwd; and field_norm_moments, mean and variance of the components of Q^-1 x. No torch in this file.
+#pragma once
+#include <cstdint>
+
+#include "field_tensor.h"
+
+namespace equiconv {
+
+// A row of the table that equiconv/nn/fields.py makes.
+struct FieldNormField {
+  int32_t channel, size;
+  int32_t basis;  // where Q and then Q^-1 begin, [size, size] each; -1 where they are the identity
+};
+
+struct FieldNormParams {
+  FieldWork work;
+  const FieldNormField* fields;
+  const void* bases;
+  FieldTensor x, y;      // y: the output, or the gradient of x
+  FieldTensor grad;      // backward: of the output
+  const void* scale;     // [channels]
+  const void* shift;     // [channels], forward
+  double* sums;          // [parts, 3, channels]: count, mean, sum of squares about it; or gradients of scale and shift
+  void* results[2];      // [channels]: mean, variance; or gradients of scale and shift
+};
+
+// Scratch of a thread in numbers: input, gradient and output of a tile in memory's basis, and two in the irreps'.
+constexpr int64_t field_norm_scratch(int64_t channels, int64_t lanes) { return 5 * field_tile_scratch(channels, lanes); }
+
+}  // namespace equiconv
