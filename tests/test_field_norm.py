@@ -180,6 +180,7 @@ def test_bad_arguments():
             OPS.field_norm(*bad)
 
 
+@pytest.mark.usefixtures("one_thread")
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.integers(1, 20), st.booleans()), min_size=1, max_size=12), st.integers(0, 4),
        st.lists(st.integers(1, 40), max_size=2), st.booleans())

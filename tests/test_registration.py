@@ -11,7 +11,8 @@ from equiconv.ops.field_norm import FIELD
 
 ROOT = Path(__file__).parent.parent
 OPS = ("expand_filter", "expand_filter_bwd")
-CPU_OPS = ("steerable_conv", "steerable_conv_bwd", "field_norm", "field_norm_bwd", "field_norm_moments")
+CPU_OPS = ("steerable_conv", "steerable_conv_bwd", "field_norm", "field_norm_bwd", "field_norm_moments",
+           "fourier_act", "fourier_act_bwd")
 
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 

@@ -41,8 +41,7 @@ inline FieldTensor field_tensor(const char* op, const Tensor& t) {
 // A gradient that must lie in memory as x does: as much of both is read together.
 inline FieldTensor field_tensor_like(const char* op, const Tensor& t, const FieldTensor& x, DType dtype) {
   const FieldTensor f = field_tensor(op, t);
-  STD_TORCH_CHECK(f.batch == x.batch && f.pixels == x.pixels && (f.stride_pixel == 1) == (x.stride_pixel == 1) &&
-                      dtype_of(t) == dtype,
+  STD_TORCH_CHECK(f.batch == x.batch && f.pixels == x.pixels && dtype_of(t) == dtype,
                   op, ": tensors must have one dtype, memory format, batch and spatial size");
   return f;
 }
