@@ -200,8 +200,8 @@ def test_any_size(size, batch, spatial, channels_last, function):
 @each_format
 def test_modules_equal_escnn_in_double(function, options, channels_last):
     g = gspaces.rot2dOnR2(-1)
-    theirs, ours = (n.FourierPointwise(g, 3, [(0,), (1,), (2,)], function=function, N=9, type="regular", **options).double()
-                    for n in (escnn.nn, equiconv.nn))
+    options = dict(options, function=function, N=9, type="regular")
+    theirs, ours = (n.FourierPointwise(g, 3, [(0,), (1,), (2,)], **options).double() for n in (escnn.nn, equiconv.nn))
     for size in ((3, 6, 5), (2, 17, 17), (4, 1, 1)):
         x = tensor(size, theirs.in_type.size, channels_last=channels_last).requires_grad_()
         results = []

@@ -1,4 +1,3 @@
-import torch
 
 from .. import backends, library
 from ..formats import FLOATING, compute_dtype, dense, empty_fields, like
