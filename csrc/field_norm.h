@@ -9,8 +9,8 @@ namespace equiconv {
 
 // A row of the table that equiconv/nn/fields.py makes.
 struct FieldNormField {
-  int32_t channel, size;
-  int32_t basis;  // where Q and then Q^-1 begin, [size, size] each; -1 where they are the identity
+  int64_t channel, size;
+  int64_t basis;  // where Q and then Q^-1 begin, [size, size] each; -1 where they are the identity
 };
 
 struct FieldNormParams {

@@ -32,7 +32,7 @@ def tables(sizes, changed, dtype=torch.float64):
             q = torch.linalg.qr(random(size, size, seed=f))[0] + 0.1 * random(size, size, seed=f + 1) / size
             bases += [q.flatten(), q.inverse().flatten()]
             start += 2 * size * size
-    return torch.tensor(rows, dtype=torch.int32), torch.cat(bases).to(compute_dtype(dtype))
+    return torch.tensor(rows), torch.cat(bases).to(compute_dtype(dtype))
 
 
 def arguments(structure, shape, dtype=torch.float64, channels_last=False):
@@ -166,7 +166,7 @@ def test_bad_arguments():
                        ((x.long(), scale, shift, fields, bases), "floating point"),
                        ((x, scale[1:], shift, fields, bases), "scale must have shape"),
                        ((x, scale, shift.double(), fields, bases), "shift must have .* dtype torch.float32"),
-                       ((x, scale, shift, fields.long(), bases), "fields must be int32"),
+                       ((x, scale, shift, fields.int(), bases), "fields must be int64"),
                        ((x, scale, shift, fields, bases.double()), "bases must have .* dtype torch.float32")):
         with pytest.raises(ValueError, match=match):
             field_norm(*bad)

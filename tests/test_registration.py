@@ -7,12 +7,12 @@ import torch
 
 from equiconv import backends
 from equiconv.layout import PAIR
-from equiconv.ops.field_norm import FIELD
+from equiconv.reference import field_gate, field_norm
 
 ROOT = Path(__file__).parent.parent
 OPS = ("expand_filter", "expand_filter_bwd")
 CPU_OPS = ("steerable_conv", "steerable_conv_bwd", "field_norm", "field_norm_bwd", "field_norm_moments",
-           "fourier_act", "fourier_act_bwd")
+           "fourier_act", "fourier_act_bwd", "field_gate", "field_gate_bwd")
 
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 
@@ -60,7 +60,8 @@ def test_the_pair_of_python_is_that_of_cpp():
 
 
 def test_the_fields_of_python_are_those_of_cpp():
-    assert members("field_norm.h", "FieldNormField") == FIELD
+    assert members("field_norm.h", "FieldNormField") == field_norm.FIELD
+    assert members("field_gate.h", "FieldGateField") == field_gate.FIELD
 
 
 def members(header, struct):

@@ -69,5 +69,33 @@ struct Tanh {
   }
 };
 
+struct Softplus {  // above 20 the identity, as in torch
+  template <class T> static Vector<T> value(Vector<T> x) {  // max(x, 0) + log(1 + u), u = exp(-|x|)
+    const Vector<T> u = expm1<T>(x > T(0) ? -x : x) + T(1), z = u / (u + T(2)), square = z * z;
+    constexpr int kTerms = sizeof(T) == 4 ? 9 : 18;  // of the series of 2 atanh(z), z <= 1/3
+    Vector<T> sum = {};
+    for (int k = kTerms - 1; k >= 0; --k) sum = sum * square + T(1) / T(2 * k + 1);
+    return x > T(20) ? x : (x > T(0) ? x : Vector<T>{}) + (z + z) * sum;
+  }
+  template <class T> static Vector<T> slope(Vector<T> x) { return x > T(20) ? T(1) + Vector<T>{} : Sigmoid::value<T>(x); }
+};
+
+struct Squash {  // of a number that is not negative
+  template <class T> static Vector<T> value(Vector<T> x) { return x / (T(1) + x); }
+  template <class T> static Vector<T> slope(Vector<T> x) { return T(1) / ((T(1) + x) * (T(1) + x)); }
+};
+
+template <class T>
+inline Vector<T> square_root(Vector<T> x) {
+  T lanes[kWidth<T>];  // through memory: the compiler makes one instruction of it
+  *reinterpret_cast<Vector<T>*>(lanes) = x;
+  for (int i = 0; i < kWidth<T>; ++i)
+    if constexpr (std::is_same_v<T, float>)
+      lanes[i] = __builtin_sqrtf(lanes[i]);
+    else
+      lanes[i] = __builtin_sqrt(lanes[i]);
+  return *reinterpret_cast<const Vector<T>*>(lanes);
+}
+
 }  // namespace
 }  // namespace equiconv::EQUICONV_ISA

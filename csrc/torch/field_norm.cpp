@@ -22,9 +22,9 @@ struct Call {
   ScalarType computed;
 
   Call(const char* op, const Tensor& x, const Tensor& fields, const Tensor& bases) {
-    STD_TORCH_CHECK(fields.dim() == 2 && fields.size(1) * sizeof(int32_t) == sizeof(FieldNormField) &&
-                        fields.scalar_type() == ScalarType::Int && fields.is_contiguous() && bases.is_contiguous(),
-                    op, ": fields must be the int32 table of a field type");
+    STD_TORCH_CHECK(fields.dim() == 2 && fields.size(1) * sizeof(int64_t) == sizeof(FieldNormField) &&
+                        fields.scalar_type() == ScalarType::Long && fields.is_contiguous() && bases.is_contiguous(),
+                    op, ": fields must be the int64 table of a field type");
     params.x = field_tensor(op, x);
     params.fields = static_cast<const FieldNormField*>(fields.const_data_ptr());
     params.bases = bases.const_data_ptr();
@@ -70,7 +70,7 @@ Tensor field_norm_glue(const Tensor& x, const Tensor& scale, const Tensor& shift
   call.check("field_norm", scale);
   call.check("field_norm", shift);
   Tensor y = empty_fields(x, x.size(1));
-  call.params.y = field_tensor("field_norm", y);
+  call.params.y = field_tensor_like("field_norm", y, call.params.x, call.params.work.dtype);
   call.params.scale = scale.const_data_ptr();
   call.params.shift = shift.const_data_ptr();
   call.run(field_norm_cpu());
@@ -82,7 +82,7 @@ std::tuple<Tensor, Tensor, Tensor> field_norm_bwd_glue(const Tensor& grad, const
   Call call("field_norm_bwd", x, fields, bases);
   call.check("field_norm_bwd", scale);
   Tensor grad_x = empty_fields(x, x.size(1));
-  call.params.y = field_tensor("field_norm_bwd", grad_x);
+  call.params.y = field_tensor_like("field_norm_bwd", grad_x, call.params.x, call.params.work.dtype);
   call.params.grad = field_tensor_like("field_norm_bwd", grad, call.params.x, call.params.work.dtype);
   STD_TORCH_CHECK(grad.size(1) == x.size(1), "field_norm_bwd: grad must have the shape of x");
   call.params.scale = scale.const_data_ptr();

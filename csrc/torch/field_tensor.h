@@ -38,9 +38,13 @@ inline FieldTensor field_tensor(const char* op, const Tensor& t) {
   return f;
 }
 
-// A gradient that must lie in memory as x does: as much of both is read together.
+// A tensor whose pixels are counted as those of x. One of a single channel lies in memory in either format.
 inline FieldTensor field_tensor_like(const char* op, const Tensor& t, const FieldTensor& x, DType dtype) {
-  const FieldTensor f = field_tensor(op, t);
+  FieldTensor f = field_tensor(op, t);
+  if (f.channels == 1 && f.batch * f.pixels == x.batch * x.pixels) {
+    f.batch = x.batch, f.pixels = x.pixels;
+    f.stride_batch = x.pixels, f.stride_pixel = 1;
+  }
   STD_TORCH_CHECK(f.batch == x.batch && f.pixels == x.pixels && dtype_of(t) == dtype,
                   op, ": tensors must have one dtype, memory format, batch and spatial size");
   return f;
@@ -61,9 +65,9 @@ template <class Field>
 std::vector<FieldRun> runs_of(const Field* fields, int64_t num_fields, int64_t channels) {
   std::vector<FieldRun> runs;
   for (int64_t f = 0; f < num_fields; ++f) {
-    const int32_t size = fields[f].size;
+    const int32_t size = int32_t(fields[f].size);
     if (runs.empty() || runs.back().channels + size > channels)
-      runs.push_back({fields[f].channel, size, int32_t(f), 1});
+      runs.push_back({int32_t(fields[f].channel), size, int32_t(f), 1});
     else
       runs.back().channels += size, runs.back().fields += 1;
   }

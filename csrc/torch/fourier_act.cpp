@@ -51,7 +51,7 @@ struct Call {
 Tensor fourier_act_glue(const Tensor& x, const Tensor& a, const Tensor& a_inv, int64_t function) {
   Call call("fourier_act", x, a, a_inv, function);
   Tensor y = empty_fields(x, call.fields() * call.params.out_size);
-  call.params.y = field_tensor("fourier_act", y);
+  call.params.y = field_tensor_like("fourier_act", y, call.params.x, call.params.work.dtype);
   call.run(fourier_act_cpu());
   return y;
 }
@@ -61,7 +61,7 @@ Tensor fourier_act_bwd_glue(const Tensor& grad, const Tensor& x, const Tensor& a
   call.params.grad = field_tensor_like("fourier_act_bwd", grad, call.params.x, call.params.work.dtype);
   STD_TORCH_CHECK(grad.size(1) == call.fields() * call.params.out_size, "fourier_act_bwd: grad must have the shape of the output");
   Tensor grad_x = empty_fields(x, x.size(1));
-  call.params.y = field_tensor("fourier_act_bwd", grad_x);
+  call.params.y = field_tensor_like("fourier_act_bwd", grad_x, call.params.x, call.params.work.dtype);
   call.run(fourier_act_bwd_cpu());
   return grad_x;
 }

@@ -28,7 +28,7 @@ class _BatchNorm(OnTensors, ByField):
         fields = [(channel, r.size, starts.get(label, -1)) for channel, r, label in zip(
             self.in_type.fields_start.tolist(), self.in_type.representations, self._labels())]
         device = next((t.device for t in (*self.parameters(), *self.buffers())), None)
-        self.register_buffer("_fields", torch.tensor(fields, dtype=torch.int32, device=device), persistent=False)
+        self.register_buffer("_fields", torch.tensor(fields, device=device), persistent=False)
 
     def _bases(self, x):
         """Of all groups, for ops.field_norm, in the dtype that x is computed in."""

@@ -3,8 +3,7 @@ import torch
 from .. import backends, library
 from ..formats import FLOATING, compute_dtype, dense, empty_fields, like
 from ..reference import field_norm as reference
-
-FIELD = ("channel", "size", "basis")  # of a row of `fields`: FieldNormField in csrc/field_norm.h
+from ..reference.field_norm import FIELD
 
 
 def _fake(x, scale, shift, fields, bases):
@@ -77,7 +76,7 @@ def field_norm(x, scale, shift, fields, bases, *, backend=None):
     x        [B, C, *spatial], float32, float64, float16 or bfloat16 (the last two are computed in float32)
     scale    [C], in the dtype that is computed in
     shift    [C], the same
-    fields   int32 [F, 3], on x's device: the first channel of each field in turn, its size, and where its Q and then
+    fields   int64 [F, 3], on x's device: the first channel of each field in turn, its size, and where its Q and then
              its Q^-1 begin in `bases`, [size, size] each; -1 where Q is the identity
     bases    [N], in the dtype that is computed in
     backend  "native" or "reference"; None: the best that can run
@@ -110,8 +109,8 @@ def field_norm_moments(x, fields, bases, *, backend=None):
 def _choose(op, x, fields, bases, backend):
     if x.dim() < 2 or x.dtype not in FLOATING:
         raise ValueError(f"{op}: x must be [B, C, *spatial] and floating point, got {tuple(x.shape)} and {x.dtype}")
-    if fields.dim() != 2 or fields.shape[1] != len(FIELD) or fields.dtype != torch.int32:
-        raise ValueError(f"{op}: fields must be int32 [F, {len(FIELD)}], got {fields.dtype} {tuple(fields.shape)}")
+    if fields.dim() != 2 or fields.shape[1] != len(FIELD) or fields.dtype != torch.int64:
+        raise ValueError(f"{op}: fields must be int64 [F, {len(FIELD)}], got {fields.dtype} {tuple(fields.shape)}")
     if bases.dim() != 1 or bases.dtype != compute_dtype(x.dtype):
         raise ValueError(f"{op}: bases must have one dimension and dtype {compute_dtype(x.dtype)}, got "
                          f"{tuple(bases.shape)} and {bases.dtype}")

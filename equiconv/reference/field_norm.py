@@ -3,6 +3,8 @@ import torch
 
 from ..formats import compute_dtype, like
 
+FIELD = ("channel", "size", "basis")  # of a row of `fields`
+
 
 def field_norm(x, scale, shift, fields, bases):
     z = [_apply(q_inv, part) for _, q_inv, part in _parts(x, fields, bases)]
