@@ -61,8 +61,8 @@ _defaults = backends.defaults(_available, ("cpu",))
 def field_gate(x, bias, fields, elements, function, out_channels, *, gates=None, eps=None, backend=None):
     """Fields times a number of their own: y = f(|x| - bias) / |x| x, or y = sigmoid(gate - bias) x, for each pixel.
 
-    x             [B, C, *spatial], float32, float64, float16 or bfloat16 (the last two are computed in float32); all its
-                  channels are those of fields and of gates
+    x             [B, C, *spatial], float32, float64, float16 or bfloat16 (the last two are computed in float32); all
+                  its channels are those of fields and of gates
     bias          [N] in the dtype that is computed in, or None
     fields        int64 [F, 6], on x's device: of each field (or subfield that has its own norm) its first channel, its
                   first channel in the output, its size; the channel of its gate and where the sigmoid itself goes (-1:
@@ -74,12 +74,14 @@ def field_gate(x, bias, fields, elements, function, out_channels, *, gates=None,
     eps           tensor of one number, in the dtype that is computed in: y is zero up to this norm; not for "gate"
     backend       "native" or "reference"; None: the best that can run
 
-    Returns [B, out_channels, *spatial] in x's dtype and memory format. Raises ValueError for what does not fit together.
+    Returns [B, out_channels, *spatial] in x's dtype and memory format. Raises ValueError for what does not fit
+    together.
     """
     if function not in FUNCTIONS:
         raise ValueError(f"field_gate: function must be one of {FUNCTIONS}, got {function!r}")
     if x.dim() < 2 or x.dtype not in FLOATING:
-        raise ValueError(f"field_gate: x must be [B, C, *spatial] and floating point, got {tuple(x.shape)} and {x.dtype}")
+        raise ValueError(f"field_gate: x must be [B, C, *spatial] and floating point, got {tuple(x.shape)} and "
+                         f"{x.dtype}")
     for name, table, columns in (("fields", fields, FIELD), ("elements", elements, ELEMENT)):
         if table.dim() != 2 or table.shape[1] != len(columns) or table.dtype != torch.int64:
             raise ValueError(f"field_gate: {name} must be int64 [n, {len(columns)}], got {table.dtype} "
@@ -96,8 +98,8 @@ def field_gate(x, bias, fields, elements, function, out_channels, *, gates=None,
     if chosen == "reference":
         return reference.field_gate(x, gates, bias, fields, elements, function, eps, out_channels)
     x = dense(x)
-    return _fwd[chosen](x, None if gates is None else like(gates, x), None if bias is None else bias.contiguous(), fields,
-                        elements, FUNCTIONS.index(function), eps, out_channels)
+    gates, bias = None if gates is None else like(gates, x), None if bias is None else bias.contiguous()
+    return _fwd[chosen](x, gates, bias, fields, elements, FUNCTIONS.index(function), eps, out_channels)
 
 
 def has_kernel(device_type):

@@ -6,7 +6,7 @@ from ..formats import compute_dtype, like
 
 FIELD = ("channel", "out_channel", "size", "gate", "gate_out", "bias")  # of a row of `fields`
 ELEMENT = ("channel", "out_channel", "field")                           # of a row of `elements`
-#: {name: function of the norm less its bias}, in the order of GateFunction in csrc/field_gate.h; None: of another channel
+#: {name: function of the norm less its bias}, in the order of GateFunction in csrc/field_gate.h; None: of a gate
 FUNCTIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "softplus": F.softplus, "squash": lambda n: n / (1 + n),
              "gate": None}
 
