@@ -1,5 +1,7 @@
 // field_norm: y = Q (scale * (Q^-1 x) + shift) for each field and pixel, where Q leads from the irreps' basis to the
-// field's; field_norm_bwd; and field_norm_moments, mean and variance of the components of Q^-1 x. No torch in this file.
+// field's; field_norm_bwd; and field_norm_moments, mean and variance of the components of Q^-1 x. And field_norm_inner,
+// which normalises by the mean and variance of all components of a field, through which the gradient flows. No torch in
+// this file.
 #pragma once
 #include <cstdint>
 
@@ -20,7 +22,9 @@ struct FieldNormParams {
   FieldTensor x, y;      // y: the output, or the gradient of x
   FieldTensor grad;      // backward: of the output
   const void* scale;     // [channels]
-  const void* shift;     // [channels], forward
+  const void* shift;     // [channels]
+  const void* mean;      // [channels], field_norm_inner_bwd: grad_x = scale * grad + slope * (x - mean) + shift
+  const void* slope;     // [channels]
   double* sums;          // [parts, 3, channels]: count, mean, sum of squares about it; or gradients of scale and shift
   void* results[2];      // [channels]: mean, variance; or gradients of scale and shift
 };

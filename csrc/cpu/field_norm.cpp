@@ -91,6 +91,28 @@ struct Tile {
     store_tile<T, F>(params.y, pixels, run.channel, run.channels, grad_x);
   }
 
+  // sums [2, channels] += those of grad * (x - mean) and of grad
+  void centred_sums(double* sums) const {
+    const Rows<const T> x = load(params.x, 0), grad = load(params.grad, 1);
+    const T* mean = numbers(params.mean);
+    for (int64_t c = 0; c < run.channels; ++c) {
+      const T *xc = x[c], *gc = grad[c], m = mean[c];
+      sums[params.x.channels + c] += sum_lanes<T>(lanes, [&](int64_t l) { return vector_at(gc, l); });
+      sums[c] += sum_lanes<T>(lanes, [&](int64_t l) { return vector_at(gc, l) * (vector_at(xc, l) - m); });
+    }
+  }
+
+  void inner_backward() const {
+    const Rows<const T> x = load(params.x, 0), grad = load(params.grad, 1);
+    const Rows<T> grad_x = target_tile<T, F>(params.y, pixels, run.channel, scratch[2]);
+    const T *scale = numbers(params.scale), *slope = numbers(params.slope), *mean = numbers(params.mean), *shift = numbers(params.shift);
+    for (int64_t c = 0; c < run.channels; ++c)
+      for (int64_t l = 0; l < lanes; l += kWidth<T>)
+        vector_at(grad_x[c], l) =
+            vector_at(grad[c], l) * scale[c] + ((vector_at(x[c], l) - mean[c]) * slope[c] + shift[c]);
+    store_tile<T, F>(params.y, pixels, run.channel, run.channels, grad_x);
+  }
+
   // Adds the tile to the sums [3, channels]: count, mean, sum of squared deviations from it.
   void moments(double* sums) const {
     const Rows<const T> z = in_basis(true, false, load(params.x, 0), 3);
@@ -167,6 +189,14 @@ void field_norm_bwd(const FieldNormParams& params, int64_t, int64_t) {
 
 void field_norm_moments(const FieldNormParams& params, int64_t, int64_t) {
   each(params, [](const auto& tile, double* sums) { tile.moments(sums); });
+}
+
+void field_norm_centred_sums(const FieldNormParams& params, int64_t, int64_t) {
+  each(params, [](const auto& tile, double* sums) { tile.centred_sums(sums); });
+}
+
+void field_norm_inner_bwd(const FieldNormParams& params, int64_t, int64_t) {
+  each(params, [](const auto& tile, double*) { tile.inner_backward(); });
 }
 
 // The sums of all parts, for channels [begin, end).

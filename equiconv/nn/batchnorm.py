@@ -1,14 +1,16 @@
 """Batch normalisation of fields: statistics per field, in operations that neither break a graph nor wait."""
 import escnn.nn
 import torch
+from escnn.nn.modules.batchnormalization.inner import BatchNorm4d
 from torch import nn
 
 from ..formats import compute_dtype
-from ..ops import field_norm, field_norm_moments
+from ..ops import field_norm, field_norm_inner, field_norm_moments
 from ..ops.field_norm import has_kernel
 from .fields import ByField, in_sorted_order, scale, shift, sizes_of
 from .tensors import OnTensors, adopting_init, traced, wants_plain
 
+ORDINARY = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm4d)
 PLAIN = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
@@ -92,15 +94,58 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
     def _adopt(self):
         sizes = sizes_of(self.in_type)
         self._group_fields(sizes, sizes)
+        self._tabulate()
+        places = iter(range(len(sizes)))
+        by_group = [torch.tensor([[next(places)] for _ in range(group.fields)]) for group in self._groups]
+        self.register_buffer("_field_of_channel", self._per_channel(by_group).to(self._fields.device), persistent=False)
+
+    def _labels(self):
+        return sizes_of(self.in_type)
 
     def _children(self):
         return [getattr(self, f"batch_norm_[{group.size}]") for group in self._groups]
 
     def _compute(self, x):
-        return self._join([self._normalise(child, part).flatten(1, 2)
-                           for child, part in zip(self._children(), self._split(x))])
+        children = self._children()
+        if wants_plain(x) or not has_kernel(x.device.type) or not self._is_ordinary(children):
+            return self._join([self._normalise_part(child, part).flatten(1, 2)
+                               for child, part in zip(children, self._split(x))])
+        if not children[0].training and self.track_running_stats:
+            factors = [torch.rsqrt(child.running_var + child.eps) for child in children]
+            if self.affine:
+                factors = [factor * child.weight for factor, child in zip(factors, children)]
+            offsets = [-child.running_mean * factor for factor, child in zip(factors, children)]
+            if self.affine:
+                offsets = [offset + child.bias for offset, child in zip(offsets, children)]
+            return self._normalise(x, *([v[:, None] for v in values] for values in (factors, offsets)))
+        weight, bias = self._affine(x, children)
+        y, mean, var = field_norm_inner(x, weight, bias, self._field_of_channel, self.eps)
+        if self.track_running_stats:
+            self._update(x, children, mean, var)
+        return y
 
-    def _normalise(self, child, part):
+    def _is_ordinary(self, children):
+        """Whether the children are those that escnn made, all in one mode: neither synchronised nor frozen in part."""
+        return all(isinstance(child, ORDINARY) and child.training == children[0].training for child in children)
+
+    def _affine(self, x, children):
+        """weight and bias of all fields, in the order of the children."""
+        dtype, fields = compute_dtype(x.dtype), len(self.in_type)
+        if not self.affine:
+            return x.new_ones(fields, dtype=dtype), x.new_zeros(fields, dtype=dtype)
+        return [torch.cat([getattr(child, name) for child in children]).to(dtype) for name in ("weight", "bias")]
+
+    @torch.no_grad()
+    def _update(self, x, children, mean, var):
+        count = x.numel() // x.shape[1]
+        sizes = [group.fields for group in self._groups]
+        for child, group, m, v in zip(children, self._groups, mean.split(sizes), var.split(sizes)):
+            child.num_batches_tracked += 1
+            momentum = 1 / child.num_batches_tracked.double() if child.momentum is None else child.momentum
+            child.running_mean.mul_(1 - momentum).add_(momentum * m)
+            child.running_var.mul_(1 - momentum).add_(momentum * unbiasing(count * group.size) * v)
+
+    def _normalise_part(self, child, part):
         missing = max(2, self.in_type.gspace.dimensionality + 1) - (part.dim() - 2)
         if not missing:
             return child(part)

@@ -19,6 +19,32 @@ def field_norm_moments(x, fields, bases):
     return mean, (z - _spread(mean, x)).square().mean(axes)
 
 
+def field_norm_inner(x, weight, bias, field_of_channel, eps):
+    wide, axes = x.to(compute_dtype(x.dtype)), [0, *range(2, x.dim())]
+
+    def mean_of_fields(per_channel):
+        sums = torch.zeros_like(weight).index_add(0, field_of_channel, per_channel)
+        return sums / torch.zeros_like(weight).index_add(0, field_of_channel, torch.ones_like(per_channel))
+
+    def spread(per_field):
+        return _spread(per_field.index_select(0, field_of_channel), x)
+
+    mean = mean_of_fields(wide.mean(axes))
+    centred = wide - spread(mean)
+    var = mean_of_fields(centred.square().mean(axes))
+    y = centred * spread(weight * torch.rsqrt(var + eps)) + spread(bias)
+    return like(y.to(x.dtype), x), mean, var
+
+
+def field_norm_inner_bwd(grad, x, weight, field_of_channel, eps):
+    """(grad_x, grad_weight, grad_bias), by torch's derivatives."""
+    def forward(x, weight, bias):
+        return field_norm_inner(x, weight, bias, field_of_channel, eps)[0]
+
+    grad_x, *rest = torch.func.vjp(forward, x, weight, torch.zeros_like(weight))[1](grad)
+    return like(grad_x, x), *rest
+
+
 def _parts(x, fields, bases):
     """(Q, Q^-1, the field) of each field; the matrices are None where they are the identity."""
     x = x.to(compute_dtype(x.dtype))
