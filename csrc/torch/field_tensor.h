@@ -82,9 +82,10 @@ inline int64_t widest(const std::vector<FieldRun>& runs) {
 
 inline int64_t run_channels(const FieldTensor& x) { return x.stride_pixel == 1 ? 8 : 128; }
 
-constexpr int64_t kTileNumbers = 8192;     // of one tensor: several fit into the first-level cache or not far behind it
-constexpr int64_t kSerialNumbers = 16384;  // less than this is not worth a second thread
-constexpr int64_t kItems = 32;             // enough for threads that do not run equally fast
+constexpr int64_t kTileNumbers = 8192;       // of one tensor: several fit into the first-level cache, or nearly
+constexpr int64_t kPartNumbers = 16384;      // of a part of the work, at least
+constexpr int64_t kSerialNumbers = 1 << 17;  // less than this is not worth a second thread
+constexpr int64_t kItems = 32;               // enough for threads that do not run equally fast
 
 // How the work on these runs is divided: it does not depend on the number of threads, nor do sums then.
 inline FieldWork divide(const FieldTensor& x, const std::vector<FieldRun>& runs, DType dtype) {
@@ -93,15 +94,15 @@ inline FieldWork divide(const FieldTensor& x, const std::vector<FieldRun>& runs,
   const int64_t most = widest(runs), pixels = x.batch * x.pixels;
   work.lanes = std::max<int64_t>(16, kTileNumbers / most / 16 * 16);
   work.parts = std::max<int64_t>(1, std::min((kItems + work.num_runs - 1) / std::max<int64_t>(work.num_runs, 1),
-                                             pixels * most / kSerialNumbers));
+                                             pixels * most / kPartNumbers));
   return work;
 }
 
-// Gives each thread its scratch and lets it take items.
+// Gives each thread its scratch of so many numbers and lets it take items. cost: of a number of x, 1 if it is read once.
 template <class Params, class Kernel>
-void run_items(const Params& params, int64_t numbers, Kernel kernel) {
+void run_items(const Params& params, int64_t numbers, Kernel kernel, int64_t cost = 1) {
   const int64_t items = params.work.num_runs * params.work.parts;
-  const bool is_small = params.x.batch * params.x.channels * params.x.pixels < 2 * kSerialNumbers;
+  const bool is_small = params.x.batch * params.x.channels * params.x.pixels * cost < kSerialNumbers;
   const int64_t threads = is_small ? 1 : torch::stable::get_num_threads();
   const int64_t bytes = numbers * (params.work.dtype == DType::f64 ? 8 : 4);
   int64_t next_item = 0;

@@ -44,7 +44,8 @@ struct Call {
   template <class Kernel>
   void run(Kernel kernel) {
     const int64_t most = runs.empty() ? 0 : runs[0].fields;
-    run_items(params, fourier_act_scratch(most, params.in_size, params.out_size, params.samples, params.work.lanes), kernel);
+    run_items(params, fourier_act_scratch(most, params.in_size, params.out_size, params.samples, params.work.lanes), kernel,
+              params.samples);
   }
 };
 

@@ -47,13 +47,15 @@ class _BatchNorm(OnTensors, ByField):
         parts = [self._to_irreps(part, group) for part, group in zip(self._split(x), self._groups)]
         return zip(*[torch.var_mean(part, [0, *range(3, part.dim())], correction=0)[::-1] for part in parts])
 
-    def _normalise(self, x, factors, offsets):
+    def _normalise(self, x, factors, offsets=None):
         """Q (factor * (Q^-1 x) + offset); factors and offsets: for each group [fields, 1 or size]."""
         if has_kernel(x.device.type) and not wants_plain(x):
-            factor, offset = (self._per_channel(values).to(compute_dtype(x.dtype)) for values in (factors, offsets))
+            factor = self._per_channel(factors).to(compute_dtype(x.dtype))
+            offset = torch.zeros_like(factor) if offsets is None else self._per_channel(offsets).to(factor.dtype)
             return field_norm(x, factor, offset, self._fields, self._bases(x))
         parts = [self._to_irreps(part, group) for part, group in zip(self._split(x), self._groups)]
-        parts = shift(scale(parts, factors), offsets)
+        parts = scale(parts, factors)
+        parts = parts if offsets is None else shift(parts, offsets)
         parts = [self._from_irreps(part, group) for part, group in zip(parts, self._groups)]
         return self._join([part.flatten(1, 2) for part in parts]).to(x.dtype)
 
@@ -142,8 +144,8 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
         for child, group, m, v in zip(children, self._groups, mean.split(sizes), var.split(sizes)):
             child.num_batches_tracked += 1
             momentum = 1 / child.num_batches_tracked.double() if child.momentum is None else child.momentum
-            child.running_mean.mul_(1 - momentum).add_(momentum * m)
-            child.running_var.mul_(1 - momentum).add_(momentum * unbiasing(count * group.size) * v)
+            move(child.running_mean, m, momentum)
+            move(child.running_var, v * unbiasing(count * group.size), momentum)
 
     def _normalise_part(self, child, part):
         missing = max(2, self.in_type.gspace.dimensionality + 1) - (part.dim() - 2)
@@ -221,9 +223,9 @@ class _IIDBatchNorm(_BatchNorm):
     def _update(self, means, variances):
         momentum = self._momentum()
         for group, mean, var in zip(self._groups, means, variances):
-            self._named("running_var", group).mul_(1 - momentum).add_(momentum * var)
+            move(self._named("running_var", group), var, momentum)
             if mean is not None:
-                self._named("running_mean", group).mul_(1 - momentum).add_(momentum * mean)
+                move(self._named("running_mean", group), mean, momentum)
 
     def export(self):
         """torch's BatchNorm1d, 2d or 3d with the same running statistics; sets this module to eval mode."""
@@ -316,8 +318,8 @@ class GNormBatchNorm(_BatchNorm, escnn.nn.GNormBatchNorm):
             invariant = mean.index_select(1, self._named("_{}_trivials", group))
             square = var + (mean - self._to_components(invariant, group)).square()  # about zero, if not invariant
             var = _apply(self._named("vars_aggregator_{}", group).mT, square.to(running_var.dtype)) * unbiased
-            running_mean.mul_(1 - momentum).add_(momentum * invariant)
-            running_var.mul_(1 - momentum).add_(momentum * var)
+            move(running_mean, invariant, momentum)
+            move(running_var, var, momentum)
             statistics.append((invariant.to(running_mean.dtype), var))
         return statistics
 
@@ -329,6 +331,12 @@ class GNormBatchNorm(_BatchNorm, escnn.nn.GNormBatchNorm):
 def unbiasing(count):
     """Factor between the variance of `count` values and its unbiased estimate; 1 for a single one."""
     return count / max(count - 1, 1)
+
+
+def move(running, value, momentum):
+    """Moves a running average towards a value, by a number or a tensor of one."""
+    weight = momentum.to(running.dtype) if isinstance(momentum, torch.Tensor) else momentum
+    running.lerp_(value.to(running.dtype), weight)
 
 
 def _apply(matrix, fields):

@@ -56,7 +56,8 @@ class ByField:
 
     def _per_channel(self, values):
         """For each group [fields, 1 or size] -> [channels]."""
-        whole = torch.cat([v.expand(group.fields, group.size).flatten() for v, group in zip(values, self._groups)])
+        parts = [v.expand(group.fields, group.size).flatten() for v, group in zip(values, self._groups)]
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self._unpermute(whole, 0)
 
 

@@ -2,7 +2,7 @@
 import escnn.nn
 import torch
 
-from .batchnorm import _BatchNorm, unbiasing
+from .batchnorm import _BatchNorm, move, unbiasing
 from .fields import sizes_of, subfields_of
 from .tensors import adopting_init
 
@@ -27,19 +27,20 @@ class _NormBatchNorm(_BatchNorm):
         if self.training:
             self.num_batches_tracked += 1
             self._update(x)
-        factors = [torch.rsqrt(self._running_var(group).view(-1, 1) + self.eps) for group in self._groups]
+        factor = torch.rsqrt(torch.cat([self._running_var(group).flatten() for group in self._groups]) + self.eps)
         if self.affine:
-            factors = [factor * self._weight(group) for factor, group in zip(factors, self._groups)]
-        return self._normalise(x, factors, [torch.zeros_like(factor) for factor in factors])
+            factor = factor * torch.cat([self._weight(group).flatten() for group in self._groups])
+        factors = factor.split([group.fields for group in self._groups])
+        return self._normalise(x, [factor[:, None] for factor in factors])
 
     @torch.no_grad()
     def _update(self, x):
         count, momentum = x.numel() // x.shape[1], self._momentum()
         for group, mean, var in zip(self._groups, *self._moments(x)):
             norms = count * (group.size // self._subfield_size(group))
-            square = (var + mean.square()).mean(1) * unbiasing(norms)
+            square = torch.addcmul(var, mean, mean).mean(1) * unbiasing(norms)
             running = self._running_var(group)
-            running.mul_(1 - momentum).add_(momentum * square.view_as(running))
+            move(running, square.view_as(running), momentum)
 
     def export(self):
         """torch's BatchNorm1d, 2d or 3d with the same running variance; sets this module to eval mode."""
