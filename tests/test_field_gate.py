@@ -189,6 +189,13 @@ def test_any_structure(sizes, kind, batch, spatial, channels_last, has_bias):
     assert_equals_reference(*call, torch.float64)
 
 
+@pytest.mark.usefixtures("poisoned_memory")
+def test_every_output_is_written():
+    for kind in KINDS:
+        for channels_last in (False, True):
+            test_values_and_gradients("interleaved", kind, "wide_plane", torch.float32, channels_last)
+
+
 # ---- the modules ----
 
 def apart():

@@ -274,6 +274,13 @@ def test_bad_arguments_of_inner():
         OPS.field_norm_inner(x, weight, bias.double(), of_channel, 1e-5)
 
 
+@pytest.mark.usefixtures("poisoned_memory")
+def test_every_output_is_written():
+    for channels_last in (False, True):
+        test_values_and_gradients("changed", "wide_plane", torch.float32, channels_last)
+        test_inner([3, 1, 8], "wide_plane", torch.float32, channels_last)
+
+
 # ---- the modules ----
 
 def changed_basis():

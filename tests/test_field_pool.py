@@ -145,6 +145,13 @@ def test_any_structure(fields, norms, batch, spatial, channels_last):
     assert_equals_reference(x, tables, norms)
 
 
+@pytest.mark.usefixtures("poisoned_memory")
+def test_every_output_is_written():
+    for norms in (False, True):
+        for channels_last in (False, True):
+            test_values_and_gradients("interleaved", norms, "wide_plane", torch.float32, channels_last)
+
+
 # ---- the modules ----
 
 def several_subfields():

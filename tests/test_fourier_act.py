@@ -192,6 +192,12 @@ def test_any_size(size, batch, spatial, channels_last, function):
     assert_equals_reference(call, random(batch, out_channels(size), *spatial, seed=3), function, torch.float64)
 
 
+@pytest.mark.usefixtures("poisoned_memory")
+def test_every_output_is_written():
+    for channels_last in (False, True):
+        test_values_and_gradients("grows", "wide_plane", torch.float32, channels_last)
+
+
 # ---- the modules ----
 
 @pytest.mark.parametrize("function", ["p_relu", "p_elu", "p_sigmoid", "p_tanh"])

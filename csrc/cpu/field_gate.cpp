@@ -20,13 +20,13 @@ struct Tile {
   Tile(const FieldGateParams& p, const Pixels& pixels)
       : p(p), pixels(pixels), lanes(padded<T>(pixels.count)), scratch(reinterpret_cast<T*>(p.work.scratch)) {}
 
-  T* take(int64_t channels) {
+  T* take(const FieldTensor& x) {
     T* taken = scratch;
-    scratch += field_tile_scratch(channels, lanes);
+    if (!is_in_place<T, F>(x, pixels)) scratch += field_tile_scratch(x.channels, lanes);
     return taken;
   }
-  Rows<const T> load(const FieldTensor& x) { return load_tile<T, F>(x, pixels, 0, x.channels, take(x.channels)); }
-  Rows<T> target(const FieldTensor& y) { return target_tile<T, F>(y, pixels, 0, take(y.channels)); }
+  Rows<const T> load(const FieldTensor& x) { return load_tile<T, F>(x, pixels, 0, x.channels, take(x)); }
+  Rows<T> target(const FieldTensor& y) { return target_tile<T, F>(y, pixels, 0, take(y)); }
   void store(const FieldTensor& y, const Rows<T>& rows) const { store_tile<T, F>(y, pixels, 0, y.channels, rows); }
   T bias(const FieldGateField& field) const { return p.bias ? static_cast<const T*>(p.bias)[field.bias] : T(0); }
 

@@ -41,7 +41,6 @@ struct Call {
     check_fields(op, bias ? bias->numel() : params.num_fields, out_channels);
     runs.push_back({0, int32_t(std::max(params.x.channels, out_channels)), 0, int32_t(params.num_fields)});
     params.work = divide(params.x, runs, params.work.dtype);
-    if (params.x.stride_pixel == 1) params.work.lanes = 128;  // its tiles are mostly in place
   }
 
   // Every number of the table is within its tensor.
@@ -56,9 +55,19 @@ struct Call {
     }
   }
 
+  // Where the pixels of all tensors lie side by side only the last few of an image need scratch, and long rows are faster.
+  bool is_in_place() const {
+    for (const FieldTensor* t : {&params.x, &params.gates, &params.y, &params.grad, &params.grad_x, &params.grad_gates})
+      if (t->data != nullptr && t->stride_pixel != 1) return false;
+    return params.work.dtype == DType::f32 || params.work.dtype == DType::f64;
+  }
+
   template <class Kernel>
   void run(int64_t out_channels, Kernel kernel) {
-    run_items(params, field_gate_scratch(params.x.channels, params.gates.channels, out_channels, params.work.lanes), kernel);
+    const bool in_place = is_in_place();
+    if (in_place) params.work.lanes = 4096;
+    const int64_t lanes = in_place ? 16 : params.work.lanes;
+    run_items(params, field_gate_scratch(params.x.channels, params.gates.channels, out_channels, lanes), kernel);
   }
 };
 
