@@ -85,7 +85,7 @@ LAYERS = {case.name: case for case in (
     FieldLayer("fourier_so2", "fourier_act", partial(
         _fourier, "SO(2)", "FourierPointwise", 16, [(k,) for k in range(4)], N=16, type="regular"), PLANE),
     FieldLayer("fourier_so3", "fourier_act", partial(
-        _fourier, "SO(3)", "FourierELU", 6, [(l,) for l in range(3)], N=96, type="thomson_cube"), BALL, 4),
+        _fourier, "SO(3)", "FourierELU", 6, [(l,) for l in range(3)], N=4, type="thomson_cube"), BALL, 4),
     FieldLayer("norm_so2", "field_gate", partial(_on_type, "SO(2)", "NormNonLinearity", VECTORS), PLANE),
     FieldLayer("norm_so2_in_turn", "field_gate", partial(_on_type, "SO(2)", "NormNonLinearity", IN_TURN), PLANE),
     FieldLayer("gated_so2", "field_gate", _gated, PLANE),
