@@ -118,7 +118,6 @@ def _layers(case, device, precision, layout):
     """{method: Layer}, with one input, one gradient and equal parameters."""
     modules = {method: case.build(namespace).to(device, precision.parameters).train()
                for method, namespace in zip(METHODS, (escnn.nn, equiconv_nn()))}
-    modules["equiconv"].load_state_dict(modules["escnn"].state_dict())
     in_type = modules["escnn"].in_type
     x = torch.randn(case.batch, in_type.size, *case.size, device=device, dtype=precision.activations)
     if layout == "channels_last":
@@ -133,4 +132,5 @@ def _layers(case, device, precision, layout):
         grad = torch.randn_like(layers["escnn"].forward()[0])
     for layer in layers.values():
         layer.grad = grad
+    modules["equiconv"].load_state_dict(modules["escnn"].state_dict())  # also the running statistics of that forward
     return layers
