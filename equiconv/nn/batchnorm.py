@@ -135,6 +135,8 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
         dtype, fields = compute_dtype(x.dtype), len(self.in_type)
         if not self.affine:
             return x.new_ones(fields, dtype=dtype), x.new_zeros(fields, dtype=dtype)
+        if len(children) == 1:
+            return children[0].weight.to(dtype), children[0].bias.to(dtype)
         return [torch.cat([getattr(child, name) for child in children]).to(dtype) for name in ("weight", "bias")]
 
     @torch.no_grad()
@@ -142,7 +144,7 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
         count = x.numel() // x.shape[1]
         sizes = [group.fields for group in self._groups]
         for child, group, m, v in zip(children, self._groups, mean.split(sizes), var.split(sizes)):
-            child.num_batches_tracked += 1
+            child.num_batches_tracked.add_(1)
             momentum = 1 / child.num_batches_tracked.double() if child.momentum is None else child.momentum
             move(child.running_mean, m, momentum)
             move(child.running_var, v * unbiasing(count * group.size), momentum)
@@ -185,7 +187,7 @@ class _IIDBatchNorm(_BatchNorm):
 
     def _compute(self, x):
         if self.training:
-            self.num_batches_tracked += 1
+            self.num_batches_tracked.add_(1)
         if self.training or not self.track_running_stats:
             means, variances = self._statistics(x)
             if self.track_running_stats:
@@ -287,7 +289,7 @@ class GNormBatchNorm(_BatchNorm, escnn.nn.GNormBatchNorm):
 
     def _compute(self, x):
         if self.training:
-            self.num_batches_tracked += 1
+            self.num_batches_tracked.add_(1)
             statistics = self._statistics(x)
         else:
             statistics = [[self._named(f"{{}}_running_{name}", g) for name in ("mean", "var")] for g in self._groups]

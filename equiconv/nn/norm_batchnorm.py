@@ -25,7 +25,7 @@ class _NormBatchNorm(_BatchNorm):
 
     def _compute(self, x):
         if self.training:
-            self.num_batches_tracked += 1
+            self.num_batches_tracked.add_(1)
             self._update(x)
         factor = torch.rsqrt(torch.cat([self._running_var(group).flatten() for group in self._groups]) + self.eps)
         if self.affine:

@@ -43,7 +43,10 @@ def adopt(module, cls):
 
 def wants_plain(x):
     """Whether x is to go through operations that every exporter knows: for graphs that run without equiconv."""
-    return isinstance(x, torch.fx.Proxy) or torch.onnx.is_in_onnx_export()
+    if isinstance(x, torch.fx.Proxy):
+        return True
+    is_traced = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return is_traced and torch.onnx.is_in_onnx_export()  # which takes 20 us to answer
 
 
 class OnTensors:
