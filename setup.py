@@ -39,7 +39,7 @@ CUDA_OPS = sorted(p.stem for p in Path("csrc/cuda").glob("*.cu")) if NVCC else [
 # without a newer header.
 RULES = """\
 rule cxx
-  command = {cxx} -std=c++20 -O3 -fPIC -fvisibility=hidden -Wall -Wextra {sanitize} $
+  command = {cxx} -std=c++20 -O3 -fno-math-errno -fPIC -fvisibility=hidden -Wall -Wextra {sanitize} $
     $flags -MD -MF $out.d -c $in -o $out  # {torch}, {cxx_version}
   depfile = $out.d
   description = $out

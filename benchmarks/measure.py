@@ -28,7 +28,7 @@ def measure(case, device, dtype, ops, budget_s, peaks, layout="contiguous", comp
         works = {method: work_of(method, case, layer) for method, layer in layers.items()}
         errors = {mode: _errors(case, mode, layers, precision) for _, mode in modes}
         for op, mode in modes:
-            for method, columns in _timed(_functions(mode, layers), device, budget_s).items():
+            for method, columns in timed(_functions(mode, layers), device, budget_s).items():
                 row = Row(**blank, **columns, **_floor(works[method][mode], peaks), op=op, mode=mode, method=method,
                           error=errors[mode].get(method, ""), note=notes.get(method, ""))
                 if not row.noisy and row.median_ms < row.floor_ms:
@@ -85,7 +85,7 @@ def _errors(case, mode, layers, precision):
             for method, function in functions.items()}
 
 
-def _timed(functions, device, budget_s):
+def timed(functions, device, budget_s):
     """{method: columns of a Row} of functions that were each called before."""
     memory = {method: peak_memory(function, device) for method, function in functions.items()}
     found = interleave(functions, device, budget_s)

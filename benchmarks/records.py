@@ -16,7 +16,8 @@ class Row:
     layout      memory layout of the input: contiguous or channels_last
     batch, size of the input
     speedup     median over the rounds of escnn's time / this one's, with its p20 and p80
-    memory_mb   peak allocated beyond what was allocated before the call (CUDA only); construction: peak of the process
+    memory_mb   peak allocated beyond what was allocated before the call (on a CPU: only of the layers between
+                convolutions); construction: peak of the process
     gflop, mbytes, floor_ms     what the method must compute and move, and the time of that at the machine's peaks
     peak_gflops, peak_gbytes_s  measured in the same run: a large matrix product, a large copy
     error       largest relative L2 difference from escnn, over outputs and gradients

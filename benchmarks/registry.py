@@ -4,7 +4,11 @@ from fnmatch import fnmatchcase
 
 from tests.cases import CASES
 
-OPS = {"conv": ("forward", "training", "inference"), "expand_filter": ("expand", "expand_training"), "construction": ()}
+from . import field_layers
+
+OPS = {"conv": ("forward", "training", "inference"), "expand_filter": ("expand", "expand_training"),
+       "construction": (), **dict.fromkeys(field_layers.OPS, ("training",))}
+CASES_OF_OPS = {**CASES, **field_layers.LAYERS}
 HEADLINE = ("c8_16_k5", "c4_32_k3", "d4_16_k3", "d8_16_k5", "so3_16_k5")
 
 
@@ -27,7 +31,8 @@ class Preset:
 
 PRESETS = {
     "quick": Preset(("c8_16_k5", "d4_16_k3", "so2_16_k5", "so3_16_k3"), budget_s=1.0, limit_s=50),
-    "default": Preset(tuple(n for n, c in CASES.items() if "real" in c.tags), ops=tuple(OPS), budget_s=4.0,
+    "default": Preset(tuple(n for n, c in CASES.items() if "real" in c.tags),
+                      ops=("conv", "expand_filter", "construction"), budget_s=4.0,
                       compiled=("c8_16_k5", "so3_16_k3")),
     "gpu": Preset((*HEADLINE, "so3_16_k3", "c16_32_k5", "so2_16_k5", "c8_cnn_layer5", "e2sfcnn_c16_layer2",
                    "wrn28_10_d4", "wrn28_10_d8", "wrn10_4_d4", "se3_cnn_block2_stride2", "octahedral_8_k3"),
@@ -38,9 +43,9 @@ PRESETS = {
 def select(patterns):
     """Cases whose names match any of some globs, in their order. Raises ValueError for a pattern that matches none."""
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in CASES):
+        if not any(fnmatchcase(name, pattern) for name in CASES_OF_OPS):
             raise ValueError(f"no case matches {pattern!r}; cases are named like {', '.join(list(CASES)[:4])}, ...")
-    return [case for name, case in CASES.items() if matches(name, patterns)]
+    return [case for name, case in CASES_OF_OPS.items() if matches(name, patterns)]
 
 
 def matches(name, patterns):

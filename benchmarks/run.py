@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from typer import Option
 
-from . import construction, machine, records
+from . import construction, field_layers, machine, records
 from .equality import Differs
 from .layers import LAYOUTS, Unavailable, equiconv_nn
-from .measure import measure, measure_construction
+from .measure import measure, measure_construction, timed
 from .precision import PRECISIONS, lookup
 from .registry import OPS, PRESETS, matches, select
 from .table import table
@@ -38,6 +38,8 @@ class Run:
         """Rows of one case; of its construction where dtype is None. Raises Differs."""
         if dtype is None:
             return measure_construction(case, _methods_that_build(), console.print)
+        if isinstance(case, field_layers.FieldLayer):
+            return field_layers.measure(case, self.device, dtype, self.budget_s, timed, self.layout)
         if dtype not in self.peaks:
             self.peaks[dtype] = found = machine.measure_peaks(self.device, lookup(dtype, self.device))
             console.print(f"{dtype}: a large matrix product {found.flops_per_s * 1e-9:.0f} GFLOP/s, "
@@ -78,12 +80,15 @@ def run(
             raise typer.BadParameter(f"{what} must be one of {', '.join(known)}, got {', '.join(unknown)}")
 
     compiled = chosen.compiled if compile is None else ("*",) if compile else ()
-    timed = tuple(o for o in ops if o != "construction")
-    jobs = [(c, name) for name in dtypes for c in cases] if timed else []
+    of_fields = [c for c in (cases if case else field_layers.LAYERS.values())
+                 if isinstance(c, field_layers.FieldLayer) and c.op in ops]
+    cases = [c for c in cases if not isinstance(c, field_layers.FieldLayer)]
+    of_convolutions = tuple(o for o in ops if o in ("conv", "expand_filter"))
+    jobs = [(c, name) for name in dtypes for c in (cases if of_convolutions else []) + of_fields]
     if "construction" in ops:
         jobs += [(c, None) for c in (cases if case else construction.cases())]
     limit_s = float("inf") if case else chosen.limit_s
-    run = Run(device, layout, timed, budget or chosen.budget_s, compiled)
+    run = Run(device, layout, of_convolutions, budget or chosen.budget_s, compiled)
     where = dict(machine=machine.machine_name(device), device=device, **machine.environment())
     raise typer.Exit(_run(run, jobs, where, out or records.RESULTS / f"{where['machine']}.csv", limit_s))
 

@@ -98,6 +98,18 @@ def peak_memory(function, device):
     return torch.cuda.max_memory_allocated(device) - before
 
 
+def peak_memory_on_cpu(function):
+    """Bytes that torch allocated at most during a call, beyond those before it, by the profiler."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        function()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
 def _sample_cpu(function, calls):
     start = time.perf_counter()
     for _ in range(calls):

@@ -29,9 +29,11 @@ def why_not(backend, device_type):
     return "there is no such backend"
 
 
-def defaults(available):
-    """{type of device: the backend that serves it}, of the backends that an op has."""
-    return {device_type: next(b for b in order if b in available + ("reference",) and why_not(b, device_type) is None)
+def defaults(available, native=tuple(PREFERENCE)):
+    """{type of device: the backend that serves it}, of the backends that an op has; `native` on these devices."""
+    def exists(backend, device_type):
+        return backend == "reference" or (backend in available and (backend != "native" or device_type in native))
+    return {device_type: next(b for b in order if exists(b, device_type) and why_not(b, device_type) is None)
             for device_type, order in PREFERENCE.items()}
 
 

@@ -20,6 +20,15 @@ def one_thread():
 
 
 @pytest.fixture
+def poisoned_memory():
+    """torch fills what it allocates with NaN: none is left of it where every output is written."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
 def own_escnn_cache(monkeypatch):
     """escnn's cache of sampled bases, empty, for a test that spoils it for the rest of the process."""
     from escnn.nn.modules.basismanager import basisexpansion_singleblock

@@ -2,7 +2,7 @@
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from benchmarks import (
     arithmetic,
     construction,
     equality,
+    field_layers,
     layers,
     machine,
     networks,
@@ -105,6 +106,27 @@ def test_run_writes_rows(small_machine, tmp_path, case):
         assert 0 < r.p20_ms <= r.median_ms <= r.p80_ms and r.speedup > 0 and r.floor_ms > 0
         assert r.method.startswith("equiconv") or r.error == ""
     assert all(r.error < FLOAT32.tolerance for r in rows if r.method.startswith("equiconv"))
+
+
+@pytest.mark.parametrize("op,case", [("field_norm", "iid_so2"), ("fourier_act", "fourier_so2"),
+                                     ("field_gate", "gated_so2"), ("field_pool", "norm_pool_so2")])
+def test_run_of_layers_between_convolutions(small_machine, tmp_path, monkeypatch, op, case):
+    small = replace(field_layers.LAYERS[case], size=(5, 5), batch=2)
+    monkeypatch.setitem(field_layers.LAYERS, case, small)
+    monkeypatch.setitem(registry.CASES_OF_OPS, case, small)
+    out = tmp_path / "out.csv"
+    result = invoke(run.app, "--case", case, "--device", "cpu", "--op", op, "--budget", 1e-6, "--out", out)
+    assert result.exit_code == 0, result.output
+    rows = records.read(out)
+    assert [(r.case, r.op, r.mode, r.method) for r in rows] == [
+        (case, op, "training", method) for method in ("escnn", "equiconv")]
+    assert rows[1].error < FLOAT32.tolerance and 0 < rows[1].memory_mb <= rows[0].memory_mb
+
+
+def test_layers_between_convolutions():
+    assert not set(field_layers.LAYERS) & set(CASES)
+    for layer in field_layers.LAYERS.values():
+        assert layer.op in registry.OPS
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])

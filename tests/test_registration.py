@@ -7,10 +7,14 @@ import torch
 
 from equiconv import backends
 from equiconv.layout import PAIR
+from equiconv.reference import field_gate, field_norm, field_pool
 
 ROOT = Path(__file__).parent.parent
 OPS = ("expand_filter", "expand_filter_bwd")
-CPU_OPS = ("steerable_conv", "steerable_conv_bwd")
+CPU_OPS = ("steerable_conv", "steerable_conv_bwd", "field_norm", "field_norm_bwd", "field_norm_moments",
+           "field_norm_inner", "field_norm_inner_bwd",
+           "fourier_act", "fourier_act_bwd", "field_gate", "field_gate_bwd", "field_pool",
+           "field_pool_bwd")
 
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 
@@ -54,6 +58,16 @@ def test_cuda_glue_takes_the_schemas_arguments():
 
 def test_the_pair_of_python_is_that_of_cpp():
     """One name each, in the same order: the tables are read through the struct."""
-    header = (ROOT / "csrc" / "expand_filter.h").read_text()
-    body = re.search(r"struct ExpandFilterPair {(.*?)};", header, re.S)[1]
-    assert re.findall(r"\b[a-z]\w+(?=[,;])", body) == list(PAIR)
+    assert members("expand_filter.h", "ExpandFilterPair") == PAIR
+
+
+def test_the_fields_of_python_are_those_of_cpp():
+    assert members("field_norm.h", "FieldNormField") == field_norm.FIELD
+    assert members("field_gate.h", "FieldGateField") == field_gate.FIELD
+    assert members("field_pool.h", "FieldPoolField") == field_pool.FIELD
+
+
+def members(header, struct):
+    """The names of a struct's members in their order."""
+    text = re.sub(r"//.*", "", (ROOT / "csrc" / header).read_text())
+    return tuple(re.findall(r"\b[a-z]\w+(?=[,;])", re.search(rf"struct {struct} {{(.*?)}};", text, re.S)[1]))

@@ -1,20 +1,73 @@
 """Batch normalisation of fields: statistics per field, in operations that neither break a graph nor wait."""
 import escnn.nn
 import torch
+from escnn.nn.modules.batchnormalization.inner import BatchNorm4d
 from torch import nn
 
+from ..formats import compute_dtype
+from ..ops import field_norm, field_norm_inner, field_norm_moments
+from ..ops.field_norm import has_kernel
 from .fields import ByField, in_sorted_order, scale, shift, sizes_of
-from .tensors import OnTensors, adopting_init, traced
+from .tensors import OnTensors, adopting_init, traced, wants_plain
 
+ORDINARY = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm4d)
 PLAIN = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 class _BatchNorm(OnTensors, ByField):
-    """What the batch normalisations share: their momentum, and their export."""
+    """What the batch normalisations share: their two passes over the fields, their momentum, and their export."""
+
+    def _basis(self, group):
+        """(Q, Q^-1) of a group's fields, where their statistics are those of the components of Q^-1 x; or None."""
+        return None
+
+    def _tabulate(self):
+        """The table of the fields, for ops.field_norm."""
+        starts, size = {}, 0
+        for group in self._groups:
+            if self._basis(group) is not None:
+                starts[group.label], size = size, size + 2 * group.size ** 2
+        fields = [(channel, r.size, starts.get(label, -1)) for channel, r, label in zip(
+            self.in_type.fields_start.tolist(), self.in_type.representations, self._labels())]
+        device = next((t.device for t in (*self.parameters(), *self.buffers())), None)
+        self.register_buffer("_fields", torch.tensor(fields, device=device), persistent=False)
+
+    def _bases(self, x):
+        """Of all groups, for ops.field_norm, in the dtype that x is computed in."""
+        bases = [matrix.flatten() for group in self._groups for matrix in self._basis(group) or ()]
+        return (torch.cat(bases) if bases else self._fields.new_empty(0)).to(compute_dtype(x.dtype))
+
+    @torch.no_grad()
+    def _moments(self, x):
+        """For each group the mean and the variance of the components of its fields, [fields, size] each."""
+        if has_kernel(x.device.type):
+            both = field_norm_moments(x, self._fields, self._bases(x))
+            return [[part[0] for part in self._split(v[None])] for v in both]
+        x = x.detach().to(compute_dtype(x.dtype))
+        parts = [self._to_irreps(part, group) for part, group in zip(self._split(x), self._groups)]
+        return zip(*[torch.var_mean(part, [0, *range(3, part.dim())], correction=0)[::-1] for part in parts])
+
+    def _normalise(self, x, factors, offsets=None):
+        """Q (factor * (Q^-1 x) + offset); factors and offsets: for each group [fields, 1 or size]."""
+        if has_kernel(x.device.type) and not wants_plain(x):
+            factor = self._per_channel(factors).to(compute_dtype(x.dtype))
+            offset = torch.zeros_like(factor) if offsets is None else self._per_channel(offsets).to(factor.dtype)
+            return field_norm(x, factor, offset, self._fields, self._bases(x))
+        parts = [self._to_irreps(part, group) for part, group in zip(self._split(x), self._groups)]
+        parts = scale(parts, factors)
+        parts = parts if offsets is None else shift(parts, offsets)
+        parts = [self._from_irreps(part, group) for part, group in zip(parts, self._groups)]
+        return self._join([part.flatten(1, 2) for part in parts]).to(x.dtype)
+
+    def _to_irreps(self, part, group):
+        return part if (basis := self._basis(group)) is None else torch.einsum("ds,bcs...->bcd...", basis[1], part)
+
+    def _from_irreps(self, part, group):
+        return part if (basis := self._basis(group)) is None else torch.einsum("ds,bcs...->bcd...", basis[0], part)
 
     def _momentum(self):
         """The weight of this batch in the running statistics; a cumulative average where momentum is None."""
-        return 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        return 1 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
 
     def _export_affine(self, mean, var, weight, bias):
         """torch's BatchNorm1d, 2d or 3d in eval mode; each argument [in_type.size], weight and bias None if not affine.
@@ -43,15 +96,60 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
     def _adopt(self):
         sizes = sizes_of(self.in_type)
         self._group_fields(sizes, sizes)
+        self._tabulate()
+        places = iter(range(len(sizes)))
+        by_group = [torch.tensor([[next(places)] for _ in range(group.fields)]) for group in self._groups]
+        self.register_buffer("_field_of_channel", self._per_channel(by_group).to(self._fields.device), persistent=False)
+
+    def _labels(self):
+        return sizes_of(self.in_type)
 
     def _children(self):
         return [getattr(self, f"batch_norm_[{group.size}]") for group in self._groups]
 
     def _compute(self, x):
-        return self._join([self._normalise(child, part).flatten(1, 2)
-                           for child, part in zip(self._children(), self._split(x))])
+        children = self._children()
+        if wants_plain(x) or not has_kernel(x.device.type) or not self._is_ordinary(children):
+            return self._join([self._normalise_part(child, part).flatten(1, 2)
+                               for child, part in zip(children, self._split(x))])
+        if not children[0].training and self.track_running_stats:
+            factors = [torch.rsqrt(child.running_var + child.eps) for child in children]
+            if self.affine:
+                factors = [factor * child.weight for factor, child in zip(factors, children)]
+            offsets = [-child.running_mean * factor for factor, child in zip(factors, children)]
+            if self.affine:
+                offsets = [offset + child.bias for offset, child in zip(offsets, children)]
+            return self._normalise(x, *([v[:, None] for v in values] for values in (factors, offsets)))
+        weight, bias = self._affine(x, children)
+        y, mean, var = field_norm_inner(x, weight, bias, self._field_of_channel, self.eps)
+        if self.track_running_stats:
+            self._update(x, children, mean, var)
+        return y
 
-    def _normalise(self, child, part):
+    def _is_ordinary(self, children):
+        """Whether the children are those that escnn made, all in one mode: neither synchronised nor frozen in part."""
+        return all(isinstance(child, ORDINARY) and child.training == children[0].training for child in children)
+
+    def _affine(self, x, children):
+        """weight and bias of all fields, in the order of the children."""
+        dtype, fields = compute_dtype(x.dtype), len(self.in_type)
+        if not self.affine:
+            return x.new_ones(fields, dtype=dtype), x.new_zeros(fields, dtype=dtype)
+        if len(children) == 1:
+            return children[0].weight.to(dtype), children[0].bias.to(dtype)
+        return [torch.cat([getattr(child, name) for child in children]).to(dtype) for name in ("weight", "bias")]
+
+    @torch.no_grad()
+    def _update(self, x, children, mean, var):
+        count = x.numel() // x.shape[1]
+        sizes = [group.fields for group in self._groups]
+        for child, group, m, v in zip(children, self._groups, mean.split(sizes), var.split(sizes)):
+            child.num_batches_tracked.add_(1)
+            momentum = 1 / child.num_batches_tracked.double() if child.momentum is None else child.momentum
+            move(child.running_mean, m, momentum)
+            move(child.running_var, v * unbiasing(count * group.size), momentum)
+
+    def _normalise_part(self, child, part):
         missing = max(2, self.in_type.gspace.dimensionality + 1) - (part.dim() - 2)
         if not missing:
             return child(part)
@@ -77,25 +175,26 @@ class _IIDBatchNorm(_BatchNorm):
 
     def _adopt(self):
         in_sorted_order(self)
-        representations = self.in_type.representations
-        self._group_fields([r.name for r in representations], sizes_of(self.in_type))
+        self._group_fields(self._labels(), sizes_of(self.in_type))
+        self._tabulate()
+
+    def _labels(self):
+        return [r.name for r in self.in_type.representations]
 
     def _named(self, suffix, group):
         """A parameter or buffer of the group, or None."""
         return getattr(self, f"{self._escape_name(group.label)}_{suffix}", None)
 
     def _compute(self, x):
-        parts = self._split(x)
         if self.training:
-            self.num_batches_tracked += 1
+            self.num_batches_tracked.add_(1)
         if self.training or not self.track_running_stats:
-            means, variances = zip(*(self._statistics(*pair) for pair in zip(self._groups, parts)))
+            means, variances = self._statistics(x)
             if self.track_running_stats:
                 self._update(means, variances)
         else:
             means, variances = ([self._named(f"running_{name}", g) for g in self._groups] for name in ("mean", "var"))
-        factors, offsets = self._affine(means, variances)
-        return self._join([part.flatten(1, 2) for part in shift(scale(parts, factors), offsets)]).to(x.dtype)
+        return self._normalise(x, *self._affine(means, variances))
 
     def _affine(self, means, variances):
         """Factor and offset [fields, 1 or size] of each group."""
@@ -113,24 +212,22 @@ class _IIDBatchNorm(_BatchNorm):
         return factors, offsets
 
     @torch.no_grad()
-    def _statistics(self, group, part):
-        """(mean [fields, size] or None, variance [fields, 1]) of a part [B, fields, size, *spatial]."""
-        values = part.detach().to(self._named("running_var", group).dtype)
-        axes = [0, *range(3, part.dim())]
-        mean = None
-        average = self._named("avg", group)
-        if average is not None:
-            mean = _apply(average, values.mean(axes))
-            values = values - mean[(None, ...) + (None,) * (part.dim() - 3)]
-        return mean, values.var(axes, unbiased=True).mean(1, keepdim=True)
+    def _statistics(self, x):
+        """For each group (mean [fields, size] or None), and variance [fields, 1]."""
+        unbiased = unbiasing(x.numel() // x.shape[1])
+        means, variances = self._moments(x)
+        averages = [self._named("avg", group) for group in self._groups]
+        means = [None if average is None else _apply(average, mean.to(average.dtype))
+                 for average, mean in zip(averages, means)]
+        return means, [var.mean(1, keepdim=True) * unbiased for var in variances]
 
     @torch.no_grad()
     def _update(self, means, variances):
         momentum = self._momentum()
         for group, mean, var in zip(self._groups, means, variances):
-            self._named("running_var", group).mul_(1 - momentum).add_(momentum * var)
+            move(self._named("running_var", group), var, momentum)
             if mean is not None:
-                self._named("running_mean", group).mul_(1 - momentum).add_(momentum * mean)
+                move(self._named("running_mean", group), mean, momentum)
 
     def export(self):
         """torch's BatchNorm1d, 2d or 3d with the same running statistics; sets this module to eval mode."""
@@ -173,32 +270,30 @@ class GNormBatchNorm(_BatchNorm, escnn.nn.GNormBatchNorm):
 
     def _adopt(self):
         in_sorted_order(self)
-        representations = self.in_type.representations
-        self._group_fields([r.name for r in representations], sizes_of(self.in_type))
+        self._group_fields(self._labels(), sizes_of(self.in_type))
+        self._tabulate()
         for group in self._groups:
             trivials = self._trivial_idxs[group.label].to(self.num_batches_tracked.device)
             self.register_buffer(f"_{self._escape_name(group.label)}_trivials", trivials, persistent=False)
+
+    def _labels(self):
+        return [r.name for r in self.in_type.representations]
+
+    def _basis(self, group):
+        basis = self._named("{}_change_of_basis", group)
+        return None if basis is None else (basis, self._named("{}_change_of_basis_inv", group))
 
     def _named(self, name, group):
         """A parameter or buffer of the group, or None."""
         return getattr(self, name.format(self._escape_name(group.label)), None)
 
     def _compute(self, x):
-        parts = self._split(x)
-        parts = [self._change_basis("{}_change_of_basis_inv", parts[i], g) for i, g in enumerate(self._groups)]
         if self.training:
-            self.num_batches_tracked += 1
-            statistics = [self._statistics(parts[i], group) for i, group in enumerate(self._groups)]
+            self.num_batches_tracked.add_(1)
+            statistics = self._statistics(x)
         else:
             statistics = [[self._named(f"{{}}_running_{name}", g) for name in ("mean", "var")] for g in self._groups]
-        factors, offsets = zip(*(self._affine(g, *pair) for g, pair in zip(self._groups, statistics)))
-        parts = shift(scale(parts, factors), offsets)
-        parts = [self._change_basis("{}_change_of_basis", parts[i], g) for i, g in enumerate(self._groups)]
-        return self._join([part.flatten(1, 2) for part in parts]).to(x.dtype)
-
-    def _change_basis(self, name, part, group):
-        matrix = self._named(name, group)
-        return part if matrix is None else torch.einsum("ds,bcs...->bcd...", matrix, part)
+        return self._normalise(x, *zip(*(self._affine(g, *pair) for g, pair in zip(self._groups, statistics))))
 
     def _affine(self, group, mean, var):
         """Factor and offset [fields, size] in the irreps' basis; mean [fields, trivials], var [fields, irreps]."""
@@ -216,23 +311,34 @@ class GNormBatchNorm(_BatchNorm, escnn.nn.GNormBatchNorm):
         return components.index_copy(1, self._named("_{}_trivials", group), invariant)
 
     @torch.no_grad()
-    def _statistics(self, part, group):
-        """(mean [fields, trivials], variance [fields, irreps]) of this batch; updates the running ones."""
-        running_mean, running_var = (self._named(f"{{}}_running_{name}", group) for name in ("mean", "var"))
-        values = part.detach().to(running_var.dtype)
-        axes = [0, *range(3, part.dim())]
-        count = values[:, 0, 0].numel()
-        mean = values.mean(axes).index_select(1, self._named("_{}_trivials", group))
-        square = values.square().mean(axes) - self._to_components(mean, group).square()
-        var = _apply(self._named("vars_aggregator_{}", group).mT, square) * (count / max(count - 1, 1))
-        momentum = self._momentum()
-        running_mean.mul_(1 - momentum).add_(momentum * mean)
-        running_var.mul_(1 - momentum).add_(momentum * var)
-        return mean, var
+    def _statistics(self, x):
+        """(mean [fields, trivials], variance [fields, irreps]) of each group; updates the running ones."""
+        unbiased, momentum = unbiasing(x.numel() // x.shape[1]), self._momentum()
+        statistics = []
+        for group, mean, var in zip(self._groups, *self._moments(x)):
+            running_mean, running_var = (self._named(f"{{}}_running_{name}", group) for name in ("mean", "var"))
+            invariant = mean.index_select(1, self._named("_{}_trivials", group))
+            square = var + (mean - self._to_components(invariant, group)).square()  # about zero, if not invariant
+            var = _apply(self._named("vars_aggregator_{}", group).mT, square.to(running_var.dtype)) * unbiased
+            move(running_mean, invariant, momentum)
+            move(running_var, var, momentum)
+            statistics.append((invariant.to(running_mean.dtype), var))
+        return statistics
 
     def export(self):
         """A module of plain torch operations on tensors [B, C, *spatial]; sets this one to eval mode."""
         return traced(self)
+
+
+def unbiasing(count):
+    """Factor between the variance of `count` values and its unbiased estimate; 1 for a single one."""
+    return count / max(count - 1, 1)
+
+
+def move(running, value, momentum):
+    """Moves a running average towards a value, by a number or a tensor of one."""
+    weight = momentum.to(running.dtype) if isinstance(momentum, torch.Tensor) else momentum
+    running.lerp_(value.to(running.dtype), weight)
 
 
 def _apply(matrix, fields):

@@ -5,9 +5,9 @@ import torch
 from escnn.nn import EquivariantModule
 from escnn.nn.modules import basismanager
 
+from ..formats import compute_dtype
 from ..layout import basis_block, plan_of
 from ..ops import expand_filter, plain_filter
-from ..ops.expand_filter import compute_dtype
 
 
 class Expanded:

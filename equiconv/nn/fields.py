@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..formats import compute_dtype
+from ..ops import field_gate
+
 
 @dataclass(frozen=True)
 class FieldGroup:
@@ -74,8 +77,27 @@ class ByField:
 
     def _per_channel(self, values):
         """For each group [fields, 1 or size] -> [channels]."""
-        whole = torch.cat([v.expand(group.fields, group.size).flatten() for v, group in zip(values, self._groups)])
+        parts = [v.expand(group.fields, group.size).flatten() for v, group in zip(values, self._groups)]
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self._unpermute(whole, 0)
+
+
+class Gating:
+    """Mixin of a module that multiplies each field, or subfield, by a number made of its norm or of a gate."""
+
+    def _tabulate(self, rows, out_channels):
+        """The tables of ops.field_gate. rows: (channel, out_channel, size, gate, gate_out, bias) of each field."""
+        elements = [(row[0] + i, row[1] + i, f) for f, row in enumerate(rows) for i in range(row[2])]
+        device = next((t.device for t in (*self.parameters(), *self.buffers())), None)
+        self.register_buffer("_fields", torch.tensor(rows, device=device), persistent=False)
+        self.register_buffer("_elements", torch.tensor(elements, device=device), persistent=False)
+        self._out_channels = out_channels
+
+    def _gate(self, x, bias, function, **options):
+        dtype = compute_dtype(x.dtype)
+        bias = None if bias is None else bias.flatten().to(dtype)
+        options = {name: value.to(x.dtype if name == "gates" else dtype) for name, value in options.items()}
+        return field_gate(x, bias, self._fields, self._elements, function, self._out_channels, **options)
 
 
 def channels_of(fields, sizes):

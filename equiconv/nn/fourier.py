@@ -3,7 +3,10 @@ import escnn.nn
 import torch
 from torch import nn
 
-from .tensors import OnTensors, adopting_init
+from ..formats import compute_dtype
+from ..library import autocast_dtype
+from ..ops import fourier_act
+from .tensors import OnTensors, adopting_init, wants_plain
 
 
 class _Fourier(OnTensors):
@@ -12,10 +15,19 @@ class _Fourier(OnTensors):
     y = Ainv f(A x) for each field: A [G, F] samples the band-limited function on a grid, Ainv [F_out, G] projects back.
     """
 
+    def _adopt(self):
+        self._function_name = self._function.__name__.rstrip("_")  # which escnn may apply in place
+
     def _compute(self, x):
-        fields = x.unflatten(1, (len(self.in_type), self.rho.size))            # [B, C, F, *spatial]
-        samples = self._function(torch.einsum("bcf...,gf->bcg...", fields, self.A))
-        return torch.einsum("bcg...,fg->bcf...", samples, self.Ainv).flatten(1, 2)
+        if wants_plain(x):
+            fields = x.unflatten(1, (len(self.in_type), self.rho.size))
+            samples = self._function(torch.einsum("bcf...,gf->bcg...", fields, self.A))
+            return torch.einsum("bcg...,fg->bcf...", samples, self.Ainv).flatten(1, 2)
+        wanted = autocast_dtype(x.device.type)
+        if wanted is not None and x.dtype != torch.float64:
+            x = x.to(wanted)  # as for a matrix product
+        a, a_inv = (matrix.to(compute_dtype(x.dtype)) for matrix in (self.A, self.Ainv))
+        return fourier_act(x, a, a_inv, self._function_name)
 
     def export(self):
         """Two torch.nn.Conv2d or 3d of kernel size 1 with the pointwise function between; sets this to eval mode."""

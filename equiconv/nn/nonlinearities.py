@@ -1,4 +1,5 @@
 """Nonlinearities of whole fields: by their norm, by gates, by orientation."""
+import itertools
 import math
 
 import escnn.nn
@@ -6,12 +7,18 @@ import torch
 from escnn.nn import GeometricTensor
 from escnn.nn.modules.nonlinearities.gated1 import GATES_ID
 
+from ..ops.field_gate import has_kernel
 from .checks import check_type
-from .fields import ByField, shift, sizes_of, subfields_of
-from .tensors import OnTensors, adopting_init, like, traced
+from .fields import ByField, Gating, shift, sizes_of, subfields_of
+from .tensors import OnTensors, adopting_init, like, traced, wants_plain
 
 
-class _NormNonLinearity(OnTensors, ByField):
+def _is_fused(x):
+    """Whether x goes through ops.field_gate; else through plain operations of torch."""
+    return not wants_plain(x) and has_kernel(x.device.type)
+
+
+class _NormNonLinearity(OnTensors, ByField, Gating):
     """y = x f(|x| - exp(log_bias)) / |x| for each field or subfield, and 0 where |x| <= eps."""
 
     def _adopt(self):
@@ -19,10 +26,21 @@ class _NormNonLinearity(OnTensors, ByField):
             self._function = squash
         if "eps" in self._parameters:  # fully_shard refuses parameters of no dimensions, and this one is constant
             self.register_buffer("eps", self._parameters.pop("eps").detach())
-        labels = self._labels()
-        self._group_fields(labels, sizes_of(self.in_type), order=sorted(set(labels)))
+        self._function_name = self._function.__name__
+        labels, order = self._labels(), sorted(set(self._labels()))
+        self._group_fields(labels, sizes_of(self.in_type), order=order)
+        by_group = [f for label in order for f in range(len(labels)) if labels[f] == label]  # as the biases are
+        starts, rows = self.in_type.fields_start.tolist(), []
+        for f, label in enumerate(labels):
+            size, subfield = label if isinstance(label, tuple) else (label, label)
+            rows += [(start, start, subfield, -1, -1, by_group.index(f))
+                     for start in range(starts[f], starts[f] + size, subfield)]
+        self._tabulate(rows, self.in_type.size)
 
     def _compute(self, x):
+        if _is_fused(x):
+            bias = None if self.log_bias is None else self.log_bias.exp()
+            return self._gate(x, bias, self._function_name, eps=self.eps)
         biases = [None] * len(self._groups)
         if self.log_bias is not None:
             biases = self.log_bias.exp().flatten().split([group.fields for group in self._groups])
@@ -64,14 +82,24 @@ def squash(norm):
     return norm / (1 + norm)
 
 
-class _GatedNonLinearity1(OnTensors, ByField):
+class _GatedNonLinearity1(OnTensors, ByField, Gating):
     """y = x sigmoid(gate - bias) for each field, or for each of its subfields if the gate has a channel for each."""
 
     def _adopt(self):
         sizes, is_gate = sizes_of(self.in_type), self._find_gates()
         labels = [GATES_ID if gate else size for gate, size in zip(is_gate, sizes)]
         out_sizes = [0 if gate and self.drop_gates else size for gate, size in zip(is_gate, sizes)]
-        self._group_fields(labels, sizes, out_sizes, order=[GATES_ID, *sorted({s for s in labels if s != GATES_ID})])
+        order = sorted({s for s in labels if s != GATES_ID})
+        self._group_fields(labels, sizes, out_sizes, order=[GATES_ID, *order])
+        starts, out_starts = self.in_type.fields_start.tolist(), [0, *itertools.accumulate(out_sizes)]
+        gates = [f for f in range(len(sizes)) if is_gate[f]]
+        gated = [f for size in order for f in range(len(sizes)) if labels[f] == size]
+        rows = []
+        for k, (gate, f) in enumerate(zip(gates, gated, strict=True)):
+            subfield = sizes[f] // sizes[gate]
+            rows += [(starts[f] + i * subfield, out_starts[f] + i * subfield, subfield, starts[gate] + i,
+                      -1 if self.drop_gates else out_starts[gate] + i, k) for i in range(sizes[gate])]
+        self._tabulate(rows, out_starts[-1])
 
     def _find_gates(self):
         """Which fields are gates: those whose channel escnn's table names."""
@@ -82,6 +110,8 @@ class _GatedNonLinearity1(OnTensors, ByField):
         return [start in channels for start in starts]
 
     def _compute(self, x):
+        if _is_fused(x):
+            return self._gate(x, self.bias, "gate")
         parts, (gate, *gated) = self._split(x), self._groups
         gates = torch.sigmoid(shift([parts[0]], [-self.bias.flatten()[:, None]])[0])  # [B, F, subfields, *spatial]
         each = gates.split([group.fields for group in gated], 1)
@@ -111,13 +141,17 @@ class GatedNonLinearityUniform(OnTensors, escnn.nn.GatedNonLinearityUniform):
         return (torch.einsum("oi,bci...->bco...", self.expansion, gates) * gated).flatten(1, 2).to(x.dtype)
 
 
-class GatedNonLinearity2(ByField, escnn.nn.GatedNonLinearity2):
+class GatedNonLinearity2(ByField, Gating, escnn.nn.GatedNonLinearity2):
     """escnn.nn.GatedNonLinearity2, with the same arguments, parameters and state."""
     __init__ = adopting_init(escnn.nn.GatedNonLinearity2)
 
     def _adopt(self):
         sizes = sizes_of(self.out_type)
-        self._group_fields(sizes, sizes, order=sorted(set(sizes)))
+        order = sorted(set(sizes))
+        self._group_fields(sizes, sizes, order=order)
+        starts = self.in_type[1].fields_start.tolist()
+        gated = [f for size in order for f in range(len(sizes)) if sizes[f] == size]
+        self._tabulate([(starts[f], starts[f], sizes[f], k, -1, k) for k, f in enumerate(gated)], sum(sizes))
 
     def forward(self, gates, input):
         """GeometricTensors [B, in_type[0].size, *spatial] and [B, in_type[1].size, *spatial] -> one of out_type."""
@@ -130,6 +164,8 @@ class GatedNonLinearity2(ByField, escnn.nn.GatedNonLinearity2):
         return GeometricTensor(y, self.out_type, input.coords)
 
     def _compute(self, gates, x):
+        if _is_fused(x):
+            return self._gate(x, self.bias, "gate", gates=gates)
         opened = torch.sigmoid(shift([gates.unsqueeze(2)], [-self.bias.flatten()[:, None]])[0])
         each = opened.split([group.fields for group in self._groups], 1)
         parts = self._split(x)

@@ -2,8 +2,8 @@
 import escnn.nn
 import torch
 
-from .batchnorm import _BatchNorm
-from .fields import scale, sizes_of, subfields_of
+from .batchnorm import _BatchNorm, move, unbiasing
+from .fields import sizes_of, subfields_of
 from .tensors import adopting_init
 
 
@@ -15,6 +15,7 @@ class _NormBatchNorm(_BatchNorm):
 
     def _adopt(self):
         self._group_fields(self._labels(), sizes_of(self.in_type))
+        self._tabulate()
 
     def _running_var(self, group):
         return getattr(self, f"{group.label}_running_var")  # [1, fields, 1...]
@@ -23,25 +24,23 @@ class _NormBatchNorm(_BatchNorm):
         return getattr(self, f"{group.label}_weight").view(-1, 1)
 
     def _compute(self, x):
-        parts = self._split(x)
         if self.training:
-            self.num_batches_tracked += 1
-            for group, part in zip(self._groups, parts):
-                self._update(group, part)
-        factors = [torch.rsqrt(self._running_var(group).view(-1, 1) + self.eps) for group in self._groups]
+            self.num_batches_tracked.add_(1)
+            self._update(x)
+        factor = torch.rsqrt(torch.cat([self._running_var(group).flatten() for group in self._groups]) + self.eps)
         if self.affine:
-            factors = [factor * self._weight(group) for factor, group in zip(factors, self._groups)]
-        return self._join([scale([parts[i]], [factor])[0].flatten(1, 2)
-                           for i, factor in enumerate(factors)]).to(x.dtype)
+            factor = factor * torch.cat([self._weight(group).flatten() for group in self._groups])
+        factors = factor.split([group.fields for group in self._groups])
+        return self._normalise(x, [factor[:, None] for factor in factors])
 
     @torch.no_grad()
-    def _update(self, group, part):
-        running = self._running_var(group)
-        values = part.detach().to(running.dtype)
-        count = values[:, 0].numel() // self._subfield_size(group)  # of norms
-        var = values.square().mean([0, *range(2, part.dim())]) * (count / max(count - 1, 1))
-        momentum = self._momentum()
-        running.mul_(1 - momentum).add_(momentum * var.view_as(running))
+    def _update(self, x):
+        count, momentum = x.numel() // x.shape[1], self._momentum()
+        for group, mean, var in zip(self._groups, *self._moments(x)):
+            norms = count * (group.size // self._subfield_size(group))
+            square = torch.addcmul(var, mean, mean).mean(1) * unbiasing(norms)
+            running = self._running_var(group)
+            move(running, square.view_as(running), momentum)
 
     def export(self):
         """torch's BatchNorm1d, 2d or 3d with the same running variance; sets this module to eval mode."""

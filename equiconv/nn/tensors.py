@@ -7,20 +7,9 @@ import escnn.nn
 import torch
 from escnn.nn import GeometricTensor
 
+from ..formats import is_channels_last, like  # noqa: F401  (for the modules)
 from .checks import check_type, shown
 from .construction import built_on_cpu
-
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-def is_channels_last(x):
-    """Whether a tensor [B, C, *spatial] lies in memory with its channels last (and not also in the ordinary order)."""
-    return x.dim() in CHANNELS_LAST and not x.is_contiguous() and x.is_contiguous(memory_format=CHANNELS_LAST[x.dim()])
-
-
-def like(y, x):
-    """y [B, C', *spatial'] in the memory format of x [B, C, *spatial]."""
-    return y.contiguous(memory_format=CHANNELS_LAST[x.dim()] if is_channels_last(x) else torch.contiguous_format)
 
 
 def adopting_init(base, supports=None):
@@ -54,6 +43,14 @@ def adopt(module, cls):
     if type(module) is not cls:
         module.__class__ = cls
         module._adopt()
+
+
+def wants_plain(x):
+    """Whether x is to go through operations that every exporter knows: for graphs that run without equiconv."""
+    if isinstance(x, torch.fx.Proxy):
+        return True
+    is_traced = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return is_traced and torch.onnx.is_in_onnx_export()  # which takes 20 us to answer
 
 
 class OnTensors:

@@ -3,6 +3,7 @@ import math
 import torch
 
 from .. import backends, library
+from ..formats import FLOATING, compute_dtype
 from ..reference import expand_filter as reference
 from ..reference.expand_filter import memory_format
 
@@ -96,15 +97,6 @@ def expand_filter(weights, plan, kernel_size, *, dtype=None, channels_last=False
     if chosen == "reference":
         return reference.expand_filter(*arguments)
     return _fwd[chosen](*arguments)
-
-
-LOW_PRECISION = (torch.float16, torch.bfloat16)
-FLOATING = (torch.float32, torch.float64, *LOW_PRECISION)
-
-
-def compute_dtype(dtype):
-    """The dtype in which weights of `dtype` are expanded."""
-    return torch.float32 if dtype in LOW_PRECISION else dtype
 
 
 def _check(weights, plan, kernel_size, dtype):

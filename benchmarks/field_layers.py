@@ -1,0 +1,136 @@
+"""The layers between the convolutions: their training step beside escnn's."""
+from dataclasses import dataclass
+from functools import partial
+
+import escnn.nn
+import torch
+from escnn import group
+from escnn.nn import FieldType, GeometricTensor
+
+from tests.cases import alternating, irreps, regular, space, together
+
+from .equality import check
+from .layers import Layer, equiconv_nn
+from .precision import lookup, torch_switches
+from .records import Row
+from .timing import peak_memory_on_cpu
+
+OPS = ("field_norm", "fourier_act", "field_gate", "field_pool")
+METHODS = ("escnn", "equiconv")
+
+
+@dataclass(frozen=True)
+class FieldLayer:
+    """A layer on fields and the size of its input.
+
+    op      that computes it here
+    make    make(namespace) -> module
+    """
+    name: str
+    op: str
+    make: object
+    size: tuple
+    batch: int = 16
+    source: str = ""
+
+    @property
+    def module(self):
+        return type(self.build(escnn.nn)).__name__
+
+    def batch_on(self, device):
+        return self.batch
+
+    def build(self, namespace):
+        torch.manual_seed(0)
+        return self.make(namespace)
+
+
+def _of(name, fields):
+    return FieldType(space(name), fields(space(name)))
+
+
+def _on_type(name, kind, fields, nn):
+    return getattr(nn, kind)(_of(name, fields))
+
+
+def _polynomials(g):
+    vector = g.irrep(1)
+    return 8 * [group.directsum([g.trivial_repr, vector, vector.tensor(vector)], name="polynomial_2")]
+
+
+def _norm_then_relu(nn):
+    t = _of("C8", regular(24))
+    return nn.SequentialModule(nn.InnerBatchNorm(t), nn.ReLU(t))
+
+
+def _gated(nn):
+    return nn.GatedNonLinearity1(_of("SO(2)", together(irreps(0, fields=48), irreps(1, 2, fields=24))))
+
+
+def _fourier(name, kind, channels, frequencies, nn, **grid):
+    return getattr(nn, kind)(space(name), channels, frequencies, **grid)
+
+
+PLANE, BALL = (29, 29), (15, 15, 15)
+MIXED, VECTORS = irreps(0, 1, 2, 3, fields=16), irreps(1, 2, fields=32)
+IN_TURN = alternating(irreps(1, fields=32), irreps(2, fields=32))
+LAYERS = {case.name: case for case in (
+    FieldLayer("inner_c8", "field_norm", partial(_on_type, "C8", "InnerBatchNorm", regular(24)), PLANE),
+    FieldLayer("inner_relu_c8", "field_norm", _norm_then_relu, PLANE),
+    FieldLayer("iid_so2", "field_norm", partial(_on_type, "SO(2)", "IIDBatchNorm2d", MIXED), PLANE),
+    FieldLayer("iid_so3", "field_norm", partial(_on_type, "SO(3)", "IIDBatchNorm3d", _polynomials), BALL, 4),
+    FieldLayer("gnorm_so2", "field_norm", partial(_on_type, "SO(2)", "GNormBatchNorm", MIXED), PLANE),
+    FieldLayer("normbn_so2", "field_norm", partial(_on_type, "SO(2)", "NormBatchNorm", VECTORS), PLANE),
+    FieldLayer("normbn_so2_in_turn", "field_norm", partial(_on_type, "SO(2)", "NormBatchNorm", IN_TURN), PLANE),
+    FieldLayer("fourier_so2", "fourier_act", partial(
+        _fourier, "SO(2)", "FourierPointwise", 16, [(k,) for k in range(4)], N=16, type="regular"), PLANE),
+    FieldLayer("fourier_so3", "fourier_act", partial(
+        _fourier, "SO(3)", "FourierELU", 6, [(l,) for l in range(3)], N=4, type="thomson_cube"), BALL, 4),
+    FieldLayer("norm_so2", "field_gate", partial(_on_type, "SO(2)", "NormNonLinearity", VECTORS), PLANE),
+    FieldLayer("norm_so2_in_turn", "field_gate", partial(_on_type, "SO(2)", "NormNonLinearity", IN_TURN), PLANE),
+    FieldLayer("gated_so2", "field_gate", _gated, PLANE),
+    FieldLayer("group_pool_c8", "field_pool", partial(_on_type, "C8", "GroupPooling", regular(24)), PLANE),
+    FieldLayer("norm_pool_so2", "field_pool", partial(_on_type, "SO(2)", "NormPool", VECTORS), PLANE),
+)}
+
+
+def measure(case, device, dtype, budget_s, timed, layout="contiguous"):
+    """Rows of the training step of a FieldLayer. Raises Differs, before anything is timed, where the methods differ.
+
+    timed  timed(functions, device, budget_s) -> {method: columns of a Row}
+    """
+    precision = lookup(dtype, device)
+    with torch_switches(precision):
+        functions = {method: layer.training for method, layer in _layers(case, device, precision, layout).items()}
+        expected = functions["escnn"]()
+        error = check(f"{case.name}, equiconv", functions["equiconv"](), expected, precision.tolerance)
+        rows = timed(functions, device, budget_s)
+        if torch.device(device).type == "cpu":
+            for method, function in functions.items():
+                rows[method]["memory_mb"] = peak_memory_on_cpu(function) * 1e-6
+        return [Row(case=case.name, source=case.source, op=case.op, mode="training", dtype=dtype, layout=layout,
+                    batch=case.batch, size="x".join(map(str, case.size)), method=method, **columns,
+                    error=error if method == "equiconv" else "")
+                for method, columns in rows.items()]
+
+
+def _layers(case, device, precision, layout):
+    """{method: Layer}, with one input, one gradient and equal parameters."""
+    modules = {method: case.build(namespace).to(device, precision.parameters).train()
+               for method, namespace in zip(METHODS, (escnn.nn, equiconv_nn()))}
+    in_type = modules["escnn"].in_type
+    x = torch.randn(case.batch, in_type.size, *case.size, device=device, dtype=precision.activations)
+    if layout == "channels_last":
+        x = x.contiguous(memory_format={2: torch.channels_last, 3: torch.channels_last_3d}[len(case.size)])
+    x.requires_grad_()
+    layers = {}
+    for method, module in modules.items():
+        layer = Layer(module, lambda t, module=module: module(GeometricTensor(t, in_type)).tensor, x, None, precision)
+        layer.parameters = [p for _, p in sorted(module.named_parameters()) if p.requires_grad]
+        layers[method] = layer
+    with torch.no_grad():
+        grad = torch.randn_like(layers["escnn"].forward()[0])
+    for layer in layers.values():
+        layer.grad = grad
+    modules["equiconv"].load_state_dict(modules["escnn"].state_dict())  # also the running statistics of that forward
+    return layers

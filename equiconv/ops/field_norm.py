@@ -1,0 +1,196 @@
+import torch
+
+from .. import backends, library
+from ..formats import FLOATING, compute_dtype, dense, empty_fields, like
+from ..reference import field_norm as reference
+from ..reference.field_norm import FIELD
+
+
+def _fake(x, scale, shift, fields, bases):
+    torch._check(x.shape[1] == scale.shape[0], lambda: "field_norm: scale must have one number for each channel")
+    return empty_fields(x, x.shape[1])
+
+
+def _setup_context(ctx, inputs, output):
+    x, scale, _, fields, bases = inputs
+    ctx.save_for_backward(x, scale, fields, bases)
+
+
+def _backward(ctx, backend, grad):
+    x, *rest = ctx.saved_tensors
+    grads = _bwd[backend](like(grad, x), x, *rest)
+    return *[grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad)], None, None
+
+
+def _bwd_fake(grad, x, scale, fields, bases):
+    return empty_fields(x, x.shape[1]), torch.empty_like(scale), torch.empty_like(scale)
+
+
+def _bwd_setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _bwd_backward(ctx, backend, grad_grad_x, grad_grad_scale, grad_grad_shift):
+    """grad_x = Q^-T (scale * u), grad_scale = sum of u * z, grad_shift = sum of u; z = Q^-1 x and u = Q^T grad."""
+    grad, x, scale, fields, bases = ctx.saved_tensors
+    grad_grad_x = like(grad_grad_x, x)
+    grad_grad_scale, grad_grad_shift = grad_grad_scale.contiguous(), grad_grad_shift.contiguous()
+    grad_grad = _fwd[backend](grad_grad_x, scale, grad_grad_shift, fields, bases)
+    grad_grad = grad_grad + _fwd[backend](x, grad_grad_scale, torch.zeros_like(scale), fields, bases)
+    grad_x = _bwd[backend](grad, x, grad_grad_scale, fields, bases)[0]
+    grad_scale = _bwd[backend](grad, grad_grad_x, scale, fields, bases)[1]
+    return grad_grad, grad_x, grad_scale, None, None
+
+
+def _moments_fake(x, fields, bases):
+    return tuple(x.new_empty(x.shape[1], dtype=compute_dtype(x.dtype)) for _ in range(2))
+
+
+def _moments_setup_context(ctx, inputs, output):
+    ctx.mark_non_differentiable(*output)
+
+
+def _moments_backward(ctx, backend, *grads):
+    return None, None, None
+
+
+def _inner_fake(x, weight, bias, field_of_channel, eps):
+    return empty_fields(x, x.shape[1]), torch.empty_like(weight), torch.empty_like(weight)
+
+
+def _inner_setup_context(ctx, inputs, output):
+    x, weight, _, field_of_channel, ctx.eps = inputs
+    _, mean, var = output
+    ctx.mark_non_differentiable(mean, var)
+    ctx.save_for_backward(x, weight, mean, var, field_of_channel)
+
+
+def _inner_backward(ctx, backend, grad, *_):
+    x, *rest = ctx.saved_tensors
+    return *_inner_bwd[backend](like(grad, x), x, *rest, ctx.eps), None, None
+
+
+def _inner_bwd_fake(grad, x, weight, mean, var, field_of_channel, eps):
+    return empty_fields(x, x.shape[1]), torch.empty_like(weight), torch.empty_like(weight)
+
+
+def _inner_bwd_setup_context(ctx, inputs, output):
+    *saved, ctx.eps = inputs
+    ctx.save_for_backward(*saved)
+
+
+def _inner_bwd_backward(ctx, backend, *grads):
+    """By torch's derivatives of the definition, where mean and variance are functions of x."""
+    grad, x, weight, _, _, field_of_channel = ctx.saved_tensors
+
+    def backward(grad, x, weight):
+        return reference.field_norm_inner_bwd(grad, x, weight, field_of_channel, ctx.eps)
+
+    return *torch.func.vjp(backward, grad, x, weight)[1](tuple(grads)), *[None] * 4
+
+
+_TABLES = "Tensor fields, Tensor bases"
+_fwd = library.define(
+    "field_norm", f"(Tensor x, Tensor scale, Tensor shift, {_TABLES}) -> Tensor",
+    {"native": None}, fake=_fake, setup_context=_setup_context, backward=_backward)
+_bwd = library.define(
+    "field_norm_bwd", f"(Tensor grad, Tensor x, Tensor scale, {_TABLES}) -> (Tensor, Tensor, Tensor)",
+    {"native": None}, fake=_bwd_fake, setup_context=_bwd_setup_context, backward=_bwd_backward)
+_moments = library.define(
+    "field_norm_moments", f"(Tensor x, {_TABLES}) -> (Tensor, Tensor)",
+    {"native": None}, fake=_moments_fake, setup_context=_moments_setup_context, backward=_moments_backward)
+_inner = library.define(
+    "field_norm_inner", "(Tensor x, Tensor weight, Tensor bias, Tensor field_of_channel, float eps) "
+    "-> (Tensor, Tensor, Tensor)",
+    {"native": None}, fake=_inner_fake, setup_context=_inner_setup_context, backward=_inner_backward)
+_inner_bwd = library.define(
+    "field_norm_inner_bwd", "(Tensor grad, Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor field_of_channel, "
+    "float eps) -> (Tensor, Tensor, Tensor)",
+    {"native": None}, fake=_inner_bwd_fake, setup_context=_inner_bwd_setup_context, backward=_inner_bwd_backward)
+_available = tuple(_fwd)
+_defaults = backends.defaults(_available, ("cpu",))
+
+
+def field_norm(x, scale, shift, fields, bases, *, backend=None):
+    """Batch normalisation of fields by given numbers: y = Q (scale * (Q^-1 x) + shift) for each field and pixel.
+
+    Q leads from the basis of its irreps to the field's own, so that scale and shift belong to components of irreps.
+
+    x        [B, C, *spatial], float32, float64, float16 or bfloat16 (the last two are computed in float32)
+    scale    [C], in the dtype that is computed in
+    shift    [C], the same
+    fields   int64 [F, 3], on x's device: the first channel of each field in turn, its size, and where its Q and then
+             its Q^-1 begin in `bases`, [size, size] each; -1 where Q is the identity
+    bases    [N], in the dtype that is computed in
+    backend  "native" or "reference"; None: the best that can run
+
+    Returns [B, C, *spatial] in x's dtype and memory format. Raises ValueError for what does not fit together.
+    """
+    chosen = _choose("field_norm", x, fields, bases, backend)
+    for name, values in (("scale", scale), ("shift", shift)):
+        if values.shape != (x.shape[1],) or values.dtype != compute_dtype(x.dtype):
+            raise ValueError(f"field_norm: {name} must have shape ({x.shape[1]},) and dtype {compute_dtype(x.dtype)}, "
+                             f"got {tuple(values.shape)} and {values.dtype}")
+    if chosen == "reference":
+        return reference.field_norm(x, scale, shift, fields, bases)
+    return _fwd[chosen](dense(x), scale.contiguous(), shift.contiguous(), fields, bases)
+
+
+def field_norm_moments(x, fields, bases, *, backend=None):
+    """(mean [C], variance [C]) of the components Q^-1 x of the fields, over the batch and all pixels; constants.
+
+    The variance is that of the values themselves: it divides by their number. Both are NaN where there are no values.
+    Arguments as field_norm has them; no gradient flows through the results.
+    """
+    chosen = _choose("field_norm_moments", x, fields, bases, backend)
+    x = x.detach()
+    if chosen == "reference":
+        return reference.field_norm_moments(x, fields, bases)
+    return _moments[chosen](dense(x), fields, bases)
+
+
+def field_norm_inner(x, weight, bias, field_of_channel, eps, *, backend=None):
+    """Batch normalisation of each field by the mean and variance of all its channels, through which gradients flow.
+
+    x                 [B, C, *spatial], float32, float64, float16 or bfloat16 (the last two are computed in float32)
+    weight, bias      [F], in the dtype that is computed in
+    field_of_channel  int64 [C]: the place of each channel's field in them
+    eps               float, added to the variance
+    backend           "native" or "reference"; None: the best that can run
+
+    Returns (y in x's dtype and memory format, mean [F], variance [F]); the variance divides by the number of values,
+    and mean and variance are constants. Raises ValueError for what does not fit together.
+    """
+    _check("field_norm_inner", x)
+    if field_of_channel.shape != (x.shape[1],) or field_of_channel.dtype != torch.int64:
+        raise ValueError(f"field_norm_inner: field_of_channel must be int64 [{x.shape[1]}], got "
+                         f"{field_of_channel.dtype} {tuple(field_of_channel.shape)}")
+    for name, values in (("weight", weight), ("bias", bias)):
+        if values.dim() != 1 or values.shape != weight.shape or values.dtype != compute_dtype(x.dtype):
+            raise ValueError(f"field_norm_inner: {name} must have one number for each field and dtype "
+                             f"{compute_dtype(x.dtype)}, got {tuple(values.shape)} and {values.dtype}")
+    chosen = backends.pick(_defaults, _available, x.device.type, backend)
+    if chosen == "reference":
+        y, mean, var = reference.field_norm_inner(x, weight, bias, field_of_channel, eps)
+        return y, mean.detach(), var.detach()
+    return _inner[chosen](dense(x), weight.contiguous(), bias.contiguous(), field_of_channel, eps)
+
+
+def _choose(op, x, fields, bases, backend):
+    _check(op, x)
+    if fields.dim() != 2 or fields.shape[1] != len(FIELD) or fields.dtype != torch.int64:
+        raise ValueError(f"{op}: fields must be int64 [F, {len(FIELD)}], got {fields.dtype} {tuple(fields.shape)}")
+    if bases.dim() != 1 or bases.dtype != compute_dtype(x.dtype):
+        raise ValueError(f"{op}: bases must have one dimension and dtype {compute_dtype(x.dtype)}, got "
+                         f"{tuple(bases.shape)} and {bases.dtype}")
+    return backends.pick(_defaults, _available, x.device.type, backend)
+
+
+def _check(op, x):
+    if x.dim() < 2 or x.dtype not in FLOATING:
+        raise ValueError(f"{op}: x must be [B, C, *spatial] and floating point, got {tuple(x.shape)} and {x.dtype}")
+
+
+def has_kernel(device_type):
+    """Whether these ops are more than their definition there, which must know the structure on the host."""
+    return _defaults.get(device_type, "reference") != "reference"
