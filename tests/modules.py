@@ -41,6 +41,11 @@ def of(space, *representations):
     return FieldType(space, list(representations))
 
 
+def first_field(field_type):
+    """A type of that field alone."""
+    return of(field_type.gspace, field_type.representations[0])
+
+
 def pointwise(space=plane):
     """Regular and trivial fields in turn."""
     g = space()

@@ -11,7 +11,7 @@ from equiconv.formats import compute_dtype
 from equiconv.ops import field_gate
 from equiconv.ops.field_gate import FUNCTIONS
 from tests.field_tables import DTYPES, SHAPES, assert_close, random, tensor
-from tests.modules import MODULES, gated, mixed, plane, vectors
+from tests.modules import MODULES, first_field, gated, mixed, plane, vectors
 
 OPS = torch.ops.equiconv
 KINDS = ("norm", "gates in x", "gates in x, kept", "gates apart")
@@ -205,6 +205,7 @@ def apart():
 CASES = [("NormNonLinearity", lambda n, function=function: n.NormNonLinearity(vectors(), function))
          for function in ("n_relu", "n_sigmoid", "n_softplus")]
 CASES += [("NormNonLinearity", lambda n: n.NormNonLinearity(vectors(), "squash", bias=False)),
+          ("NormNonLinearity", lambda n: n.NormNonLinearity(first_field(vectors()), "n_relu")),
           ("InducedNormNonLinearity", MODULES["InducedNormNonLinearity"].make),
           ("GatedNonLinearity1", lambda n: n.GatedNonLinearity1(
               gated(), ["gate", "gated", "gate", "gated", "gated", "gate"], drop_gates=False)),

@@ -11,7 +11,7 @@ import equiconv.nn
 from equiconv.formats import compute_dtype
 from equiconv.ops import field_norm, field_norm_inner, field_norm_moments
 from tests.field_tables import DTYPES, SHAPES, assert_close, random, tensor
-from tests.modules import MODULES, mixed, plane, pointwise, vectors
+from tests.modules import MODULES, first_field, mixed, plane, pointwise, vectors
 
 OPS = torch.ops.equiconv
 STRUCTURES = {  # sizes of the fields, and which of them have a change of basis
@@ -289,7 +289,11 @@ def changed_basis():
     return escnn.nn.FieldType(g, [g.regular_repr] * 3)
 
 
-CASES = [("IIDBatchNorm2d", mixed, {}), ("IIDBatchNorm2d", mixed, {"momentum": None}),
+CASES = [*((name, lambda make_type=make_type: first_field(make_type()), {}) for name, make_type in (
+             ("IIDBatchNorm2d", mixed), ("NormBatchNorm", vectors), ("InnerBatchNorm", pointwise),
+             ("GNormBatchNorm", lambda: MODULES["GNormBatchNorm"].build(escnn.nn).in_type),
+             ("InducedNormBatchNorm", lambda: MODULES["InducedNormBatchNorm"].build(escnn.nn).in_type))),
+         ("IIDBatchNorm2d", mixed, {}), ("IIDBatchNorm2d", mixed, {"momentum": None}),
          ("IIDBatchNorm2d", mixed, {"affine": False}), ("IIDBatchNorm2d", mixed, {"track_running_stats": False}),
          ("NormBatchNorm", vectors, {}), ("NormBatchNorm", vectors, {"affine": False}),
          ("InnerBatchNorm", changed_basis, {}), ("InnerBatchNorm", pointwise, {}),

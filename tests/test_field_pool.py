@@ -9,7 +9,7 @@ from torch.library import opcheck
 import equiconv.nn
 from equiconv.ops import field_pool
 from tests.field_tables import DTYPES, SHAPES, assert_close, random, tensor
-from tests.modules import MODULES, gates_of_induced, mixed, pointwise, reflections
+from tests.modules import MODULES, first_field, gates_of_induced, mixed, pointwise, reflections
 
 OPS = torch.ops.equiconv
 STRUCTURES = {"one": [(1, 1)], "interleaved": [(3, 3), (1, 1), (8, 2), (3, 1), (8, 4)], "many": [(4, 2), (6, 3)] * 20,
@@ -160,6 +160,8 @@ def several_subfields():
 
 
 @pytest.mark.parametrize("name,make_type", [("GroupPooling", pointwise), ("NormPool", mixed),
+                                            ("GroupPooling", lambda: first_field(pointwise())),
+                                            ("NormPool", lambda: first_field(mixed())),
                                             ("InducedNormPool", several_subfields)])
 @each_format
 def test_modules_equal_escnn_in_double(name, make_type, channels_last, monkeypatch):

@@ -78,7 +78,7 @@ class ByField:
     def _per_channel(self, values):
         """For each group [fields, 1 or size] -> [channels]."""
         parts = [v.expand(group.fields, group.size).flatten() for v, group in zip(values, self._groups)]
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        whole = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)  # one field's is expanded still
         return self._unpermute(whole, 0)
 
 
