@@ -8,6 +8,7 @@ from escnn import group, gspaces
 
 import equiconv.nn
 from equiconv import models
+from equiconv.models.complexity import complexity
 from equiconv.testing import EquivarianceWarning, check_equivariance
 from tests import networks
 from tests.networks import NETWORKS
@@ -33,6 +34,38 @@ def test_registry():
         models.create("resnet")
     with pytest.raises(ValueError, match="no option 'depth'; it has .*widths"):
         models.create("c8_steerable_cnn", depth=3)
+
+
+def test_complexity_is_that_of_the_arithmetic():
+    """Against a count by hand: a steerable convolution with a stride, one dense with groups, a linear layer."""
+    plane = gspaces.rot2dOnR2(4)
+    fields, regular = plane.type(plane.trivial_repr), plane.type(*2 * [plane.regular_repr])
+
+    class Small(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = equiconv.nn.R2Conv(fields, regular, 3, stride=2, bias=False)  # 9 x 9 -> 4 x 4
+            self.dense = torch.nn.Conv2d(8, 4, (2, 3), groups=2)  # -> 3 x 2
+            self.linear = torch.nn.Linear(24, 5)
+
+        def forward(self, x):
+            return self.linear(self.dense(self.conv(fields(x)).tensor).flatten(1))
+
+    model = Small()
+    weights = sum(p.numel() for p in model.parameters())
+    model.linear.bias.requires_grad_(False)
+    result = complexity(model, (1, 9, 9))
+    assert result.macs == 8 * 9 * 16 + 4 * 4 * 6 * 6 + 24 * 5
+    assert result.parameters == weights - 5
+
+
+@pytest.mark.parametrize("name,parameters,gmacs", [
+    ("c8_steerable_cnn", 2.07, 4.0), ("e2sfcnn", 2.69, 7.70), ("se3_cnn", 0.229, 8.07),
+])
+def test_complexity_at_the_published_sizes(name, parameters, gmacs):
+    found = models.complexity(name)
+    assert found.parameters / 1e6 == pytest.approx(parameters, rel=5e-3)
+    assert found.macs / 1e9 == pytest.approx(gmacs, rel=5e-3)
 
 
 def test_published_sizes(monkeypatch):

@@ -4,8 +4,8 @@ A network is one file: a function registered under its name, with its source. Im
 """
 from .c8_steerable_cnn import SteerableCNN, c8_steerable_cnn
 from .e2sfcnn import E2SFCNN, e2sfcnn
-from .registry import citation, create, names, register
+from .registry import citation, complexity, create, input_shape, names, register
 from .se3_cnn import SE3CNN, se3_cnn
 
-__all__ = ["E2SFCNN", "SE3CNN", "SteerableCNN", "c8_steerable_cnn", "citation", "create", "e2sfcnn", "names",
-           "register", "se3_cnn"]
+__all__ = ["E2SFCNN", "SE3CNN", "SteerableCNN", "c8_steerable_cnn", "citation", "complexity", "create", "e2sfcnn",
+           "input_shape", "names", "register", "se3_cnn"]
