@@ -2,6 +2,7 @@
 import warnings
 
 import escnn.nn
+import numpy as np
 import pytest
 import torch
 from escnn import group, gspaces
@@ -9,6 +10,7 @@ from escnn import group, gspaces
 import equiconv.nn
 from equiconv import models
 from equiconv.models.complexity import complexity
+from equiconv.models.e2wrn import WideBlock
 from equiconv.testing import EquivarianceWarning, check_equivariance
 from tests import networks
 from tests.networks import NETWORKS
@@ -60,12 +62,19 @@ def test_complexity_is_that_of_the_arithmetic():
 
 
 @pytest.mark.parametrize("name,parameters,gmacs", [
-    ("c8_steerable_cnn", 2.07, 4.0), ("e2sfcnn", 2.69, 7.70), ("se3_cnn", 0.229, 8.07),
+    ("c8_steerable_cnn", 2.07, 4.0), ("e2sfcnn", 2.69, 7.70), ("se3_cnn", 0.229, 8.07), ("e2wrn10_4", 1.06, 2.435),
+    ("e2wrn28_10", 37.2, 98.4),
 ])
 def test_complexity_at_the_published_sizes(name, parameters, gmacs):
     found = models.complexity(name)
     assert found.parameters / 1e6 == pytest.approx(parameters, rel=5e-3)
     assert found.macs / 1e9 == pytest.approx(gmacs, rel=5e-3)
+
+
+def test_e2wrn_of_escnns_example():
+    with torch.device("meta"):
+        model = models.create("e2wrn28_10", kernels=(5, 3, 5))
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(79.7, abs=0.05)
 
 
 def test_published_sizes(monkeypatch):
@@ -126,13 +135,69 @@ def test_published_weights(name, weights, monkeypatch):
     ("e2sfcnn", {"kernels": (9, 7, 6, 7, 7, 5)}, "must be odd"),
     ("se3_cnn", {"image_size": 32}, "odd number: 33 would do"), ("se3_cnn", {"image_size": 17}, "leaves 2 voxels"),
     ("se3_cnn", {"widths": (1,)}, "as many samples as widths"),
+    ("e2wrn28_10", {"depth": 20}, "10, 16, 22, 28, ..., got 20"), ("e2wrn28_10", {"group": "O2"}, "got 'O2'"),
+    ("e2wrn28_10", {"kernels": (3, 4, 3)}, "three odd numbers"),
+    ("e2wrn28_10", {"restricted": ("D4",)}, "groups of two stages, got 1"),
+    ("e2wrn28_10", {"restricted": ("C4", "C1")}, "must be a subgroup.*got D8, C4, C1"),
+    ("e2wrn28_10", {"restricted": ("D4", "D8")}, "must be a subgroup.*got D8, D4, D8"),
 ])
 def test_sizes_that_do_not_fit(name, options, match):
     with pytest.raises(ValueError, match=match):
         models.create(name, **options)
 
 
-@pytest.mark.parametrize("name", ["e2sfcnn", "se3_cnn"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_step_of_training(name):
+    model = networks.build(name)
+    trained = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    before = {k: p.detach().clone() for k, p in trained.items()}
+    loss = torch.nn.functional.cross_entropy(model(networks.images(name)), torch.tensor([0, 1, 2]))
+    loss.backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert loss.isfinite()
+    for k, p in trained.items():
+        assert p.isfinite().all()
+        assert k.endswith("bias") or not torch.equal(p, before[k]), k  # before a batch norm, a bias has no effect
+
+
+@pytest.mark.parametrize("group,restricted,kernels", [
+    ("D8", ("D4", "D1"), [5, 3, 3]), ("C8", ("C4", "C1"), [5, 3, 3]), ("D4", ("D4", "D2"), [3, 3, 3]),
+    ("D1", ("D1", "D1"), [3, 3, 3]), ("C6", ("C3", "C3"), [5, 5, 5]),
+])
+def test_e2wrn_by_stage(group, restricted, kernels):
+    model = models.create("e2wrn28_10", group=group, restricted=restricted, depth=10, widening=1).eval()
+    blocks = [m for m in model.features if isinstance(m, WideBlock)]
+    assert [block.residual[0].kernel_size for block in blocks] == kernels
+    rotations = [block.residual[0].in_type.gspace.rotations_order for block in blocks]
+    assert [group, *restricted] == [f"{group[0]}{n}" for n in rotations]
+    assert model(torch.randn(2, 3, 9, 9)).shape == (2, 10)
+
+
+def test_e2wrn_is_equivariant_to_the_last_group():
+    model = networks.build("e2wrn28_10")
+    d8 = model.in_type.fibergroup
+    kept, lost = d8.element((1, 0)), d8.element((0, 2))  # a reflection, a rotation by 90 degrees
+    result = misfits(model, input_size=33, elements=[kept, lost])
+    assert result.exact == {kept, lost}
+    assert result.errors[kept] < 1e-5 < 1e-3 < result.errors[lost]
+    assert misfits(networks.build("e2wrn10_4"), input_size=33).max < 1e-5  # D4 throughout
+
+
+def test_weights_follow_torchs_generator():
+    """Also those of initialisations that draw from NumPy's, which goes on as if nothing had been drawn."""
+    np.random.seed(3)  # noqa: NPY002
+    expected = np.random.rand()  # noqa: NPY002
+    np.random.seed(3)  # noqa: NPY002
+    built = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        built.append(models.create("e2wrn28_10", depth=10, widening=1))
+    assert np.random.rand() == expected  # noqa: NPY002
+    first, same, other = (torch.cat([p.flatten() for p in m.parameters()]) for m in built)
+    assert torch.equal(first, same) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("name", ["e2sfcnn", "e2wrn10_4", "se3_cnn"])
 def test_networks_are_invariant(name):
     model = networks.build(name).eval()
     images = networks.images(name)

@@ -17,14 +17,15 @@ class _Model:
     input_shape: tuple
 
 
-def register(*, citation, input_shape):
-    """Decorator: registers the function build(nn, **options) -> torch.nn.Module under its own name.
+def register(*, citation, input_shape, name=None):
+    """Decorator: registers the function build(nn, **options) -> torch.nn.Module.
 
     citation     where the network was published, as one line
     input_shape  of one input at the published sizes, without the batch: (C, H, W) for images
+    name         by default the function's own
     """
     def decorate(build):
-        _MODELS[build.__name__] = _Model(build, citation, input_shape)
+        _MODELS[name or build.__name__] = _Model(build, citation, input_shape)
         return build
     return decorate
 
