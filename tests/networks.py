@@ -8,6 +8,8 @@ NETWORKS = {  # name: (options, shape of one input)
     "e2sfcnn": ({"order": 4, "widths": 6 * (2,), "hidden": 8, "dropout": 0.0}, (1, 28, 28)),
     "e2wrn10_4": ({"widening": 1, "dropout": 0.0, "delta_orthogonal": False}, (3, 9, 9)),
     "e2wrn28_10": ({"depth": 10, "widening": 1, "dropout": 0.0, "delta_orthogonal": False}, (3, 9, 9)),
+    "p4_cnn": ({"width": 2, "classes": 3}, (1, 28, 28)),
+    "p4m_cnn": ({"width": 2, "classes": 3}, (1, 28, 28)),
     "se3_cnn": ({"stem": 1, "widths": (1, 1), "samples": (24, 24), "cube_orbits": 1, "frequency": 1, "pooled": 2,
                  "hidden": 8, "dropout": 0.0, "image_size": 9}, (1, 9, 9, 9)),
 }

@@ -11,6 +11,7 @@ import equiconv.nn
 from equiconv import models
 from equiconv.models.complexity import complexity
 from equiconv.models.e2wrn import WideBlock
+from equiconv.models.p4_cnn import all_taps
 from equiconv.testing import EquivarianceWarning, check_equivariance
 from tests import networks
 from tests.networks import NETWORKS
@@ -133,6 +134,8 @@ def test_published_weights(name, weights, monkeypatch):
 @pytest.mark.parametrize("name,options,match", [
     ("e2sfcnn", {"image_size": 9}, "leaves no pixel after layer 2"), ("e2sfcnn", {"widths": (2, 2)}, "six widths"),
     ("e2sfcnn", {"kernels": (9, 7, 6, 7, 7, 5)}, "must be odd"),
+    ("p4_cnn", {"image_size": 27}, "must be even"),
+    ("p4_cnn", {"image_size": 26}, "leaves 3 pixels.*28 is the smallest"),
     ("se3_cnn", {"image_size": 32}, "odd number: 33 would do"), ("se3_cnn", {"image_size": 17}, "leaves 2 voxels"),
     ("se3_cnn", {"widths": (1,)}, "as many samples as widths"),
     ("e2wrn28_10", {"depth": 20}, "10, 16, 22, 28, ..., got 20"), ("e2wrn28_10", {"group": "O2"}, "got 'O2'"),
@@ -183,6 +186,23 @@ def test_e2wrn_is_equivariant_to_the_last_group():
     assert misfits(networks.build("e2wrn10_4"), input_size=33).max < 1e-5  # D4 throughout
 
 
+@pytest.mark.parametrize("kernel", [3, 4])
+@pytest.mark.parametrize("space", [gspaces.rot2dOnR2(4), gspaces.flipRot2dOnR2(4)], ids=str)
+def test_p4_filters_are_all_of_a_group_convolution(space, kernel):
+    """Between two regular fields: one free filter for each element of the group."""
+    fields = space.type(space.regular_repr)
+    conv = equiconv.nn.R2Conv(fields, fields, kernel, bias=False, initialize=False, **all_taps(kernel))
+    filters = torch.func.vmap(lambda w: conv.basisexpansion(w).flatten())(torch.eye(conv.weights.numel()))
+    assert torch.linalg.matrix_rank(filters) == space.fibergroup.order() * kernel ** 2
+
+
+@pytest.mark.parametrize("name", ["p4_cnn", "p4m_cnn"])
+def test_p4_networks_are_invariant_to_the_whole_group(name):
+    result = misfits(networks.build(name))
+    assert len(result.exact) == len(result.errors) == (3 if name == "p4_cnn" else 7)
+    assert result.max < 1e-5
+
+
 def test_weights_follow_torchs_generator():
     """Also those of initialisations that draw from NumPy's, which goes on as if nothing had been drawn."""
     np.random.seed(3)  # noqa: NPY002
@@ -197,7 +217,7 @@ def test_weights_follow_torchs_generator():
     assert torch.equal(first, same) and not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("name", ["e2sfcnn", "e2wrn10_4", "se3_cnn"])
+@pytest.mark.parametrize("name", ["e2sfcnn", "e2wrn10_4", "p4_cnn", "p4m_cnn", "se3_cnn"])
 def test_networks_are_invariant(name):
     model = networks.build(name).eval()
     images = networks.images(name)
