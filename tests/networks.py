@@ -13,12 +13,16 @@ NETWORKS = {  # name: (options, shape of one input)
     "se3_cnn": ({"stem": 1, "widths": (1, 1), "samples": (24, 24), "cube_orbits": 1, "frequency": 1, "pooled": 2,
                  "hidden": 8, "dropout": 0.0, "image_size": 9}, (1, 9, 9, 9)),
 }
+CONVENTIONAL = {  # the same of their twins
+    "cnn": ({"widths": 6 * (4,), "hidden": 8}, (1, 29, 29)),
+    "wrn28_10": ({"depth": 10, "widths": (4, 8, 8), "dropout": 0.0}, (3, 9, 9)),
+}
 
 
 def build(name, nn=None):
     torch.manual_seed(0)
-    return models.create(name, nn, **NETWORKS[name][0])
+    return models.create(name, nn, **(NETWORKS | CONVENTIONAL)[name][0])
 
 
 def images(name, batch=3, seed=0):
-    return torch.randn(batch, *NETWORKS[name][1], generator=torch.Generator().manual_seed(seed))
+    return torch.randn(batch, *(NETWORKS | CONVENTIONAL)[name][1], generator=torch.Generator().manual_seed(seed))

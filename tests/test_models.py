@@ -14,7 +14,7 @@ from equiconv.models.e2wrn import WideBlock
 from equiconv.models.p4_cnn import all_taps
 from equiconv.testing import EquivarianceWarning, check_equivariance
 from tests import networks
-from tests.networks import NETWORKS
+from tests.networks import CONVENTIONAL, NETWORKS
 
 SMALL = {"widths": (2, 2, 2, 3, 3, 3), "hidden": 8, "classes": 4}
 
@@ -64,12 +64,32 @@ def test_complexity_is_that_of_the_arithmetic():
 
 @pytest.mark.parametrize("name,parameters,gmacs", [
     ("c8_steerable_cnn", 2.07, 4.0), ("e2sfcnn", 2.69, 7.70), ("se3_cnn", 0.229, 8.07), ("e2wrn10_4", 1.06, 2.435),
-    ("e2wrn28_10", 37.2, 98.4),
+    ("e2wrn28_10", 37.2, 98.4), ("wrn28_10", 36.5, 5.95),
 ])
 def test_complexity_at_the_published_sizes(name, parameters, gmacs):
     found = models.complexity(name)
     assert found.parameters / 1e6 == pytest.approx(parameters, rel=5e-3)
     assert found.macs / 1e9 == pytest.approx(gmacs, rel=5e-3)
+
+
+@pytest.mark.parametrize("name,twin", [("c8_steerable_cnn", "cnn"), *((f"e2{n}", n) for n in (
+    "wrn10_4", "wrn16_8", "wrn28_7", "wrn28_10"))])
+def test_twins_of_equal_parameters(name, twin):
+    assert models.complexity(twin).parameters == pytest.approx(models.complexity(name).parameters, rel=0.15)
+
+
+@pytest.mark.parametrize("name,twin", [("c8_steerable_cnn", "cnn_wide"), ("e2wrn28_10", "wrn28_10_wide")])
+def test_twins_of_equal_width(name, twin):
+    """The dense filters of both have the same shapes, but for the last: 905 scalar fields in e2wrn, 904 in its twin."""
+    assert models.complexity(twin).macs == pytest.approx(models.complexity(name).macs, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", CONVENTIONAL)
+def test_twins_are_not_invariant(name):
+    model = networks.build(name)
+    quarter = gspaces.rot2dOnR2(4)
+    fields = quarter.type(*networks.images(name).shape[1] * [quarter.trivial_repr])
+    assert misfits(model, in_type=fields, input_size=networks.images(name).shape[-1]).max_exact > 1e-2
 
 
 def test_e2wrn_of_escnns_example():
@@ -113,7 +133,7 @@ def test_same_network_from_both_namespaces(order):
     assert not gradients
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, *CONVENTIONAL])
 def test_every_network_from_both_namespaces(name):
     original, model = networks.build(name, escnn.nn), networks.build(name)
     model.load_state_dict(original.state_dict())
@@ -149,7 +169,7 @@ def test_sizes_that_do_not_fit(name, options, match):
         models.create(name, **options)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, *CONVENTIONAL])
 def test_a_step_of_training(name):
     model = networks.build(name)
     trained = {k: p for k, p in model.named_parameters() if p.requires_grad}

@@ -41,7 +41,7 @@ def e2wrn(nn, *, depth=28, widening=10, group="D8", restricted=None, kernels=Non
     groups = _groups(group, restricted)
     if kernels is None:
         kernels = [3 if 4 % rotations == 0 else 5 for _, rotations in groups]
-    _check(depth, kernels)
+    check_depth(depth, kernels)
     model = E2WRN(nn, (depth - 4) // 6, widening, groups, kernels, stride, dropout, in_channels, classes)
     initialise(nn, model, delta_orthogonal)
     return model
@@ -177,7 +177,7 @@ def _invariant(nn, space, planes):
     return nn.FieldType(space, int(planes * math.sqrt(space.fibergroup.order())) * [space.trivial_repr])
 
 
-def _check(depth, kernels):
+def check_depth(depth, kernels):
     if depth < 10 or (depth - 4) % 6:
         raise ValueError(f"depth must be 6 * blocks + 4, that is 10, 16, 22, 28, ..., got {depth}")
     if len(kernels) != 3 or any(k % 2 == 0 for k in kernels):
