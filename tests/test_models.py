@@ -223,6 +223,34 @@ def test_p4_networks_are_invariant_to_the_whole_group(name):
     assert result.max < 1e-5
 
 
+def test_equivariant_mlp():
+    """From both namespaces; compiled; a step of training; equivariant exactly to the rotations of the grids' cube, and
+    to others within the error of sampling."""
+    torch.manual_seed(0)
+    original, model = (models.create("equivariant_mlp", nn, frequencies=(1, 2, 2, 2)) for nn in (escnn.nn, None))
+    model.load_state_dict(original.state_dict())
+    x = torch.randn(8, 3)
+    torch.testing.assert_close(model(x), original(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x))
+    before = model.layers[0].weights.detach().clone()
+    loss = model(x).square().mean()
+    loss.backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert loss.isfinite() and not torch.equal(model.layers[0].weights, before)
+
+    model.eval()
+    rotations = model.in_type.fibergroup
+    elements = {"cube": list(rotations.grid("cube")), "others": list(rotations.grid("rand", 8))}
+    errors = {}
+    for kind, chosen in elements.items():
+        expected = torch.cat([model.out_type(model(x)).transform(g).tensor for g in chosen])
+        got = torch.cat([model(model.in_type(x).transform(g).tensor) for g in chosen])
+        errors[kind] = ((got - expected).norm() / expected.norm()).item()
+    assert errors["cube"] < 1e-5 < errors["others"] < 0.1
+    with pytest.raises(ValueError, match="as many frequencies"):
+        models.create("equivariant_mlp", widths=(3, 8))
+
+
 def test_weights_follow_torchs_generator():
     """Also those of initialisations that draw from NumPy's, which goes on as if nothing had been drawn."""
     np.random.seed(3)  # noqa: NPY002
