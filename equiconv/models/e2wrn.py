@@ -190,6 +190,6 @@ for _name, _settings, _shape, _results in (
     ("e2wrn16_8", {"depth": 16, "widening": 8, "stride": 2}, (3, 96, 96), ": 9.80 % error on STL-10"),
     ("e2wrn28_7", {"depth": 28, "widening": 7}, (3, 32, 32), ""),
     ("e2wrn28_10", {"depth": 28, "widening": 10}, (3, 32, 32),
-     ": 2.05 % error on CIFAR-10, 14.30 % on CIFAR-100, with AutoAugment"),
+     ": 2.05 % error on CIFAR-10, 14.30 % on CIFAR-100"),
 ):
     register(name=_name, citation=PAPER + _results, input_shape=_shape)(partial(e2wrn, **_settings))
