@@ -1,4 +1,4 @@
-"""The command line: equiconv info | calibrate | demo | train | bench.
+"""The command line: equiconv info | calibrate | models | demo | train | bench.
 
 Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted (go on with --resume).
 """
@@ -63,6 +63,16 @@ def calibrate():
         typer.echo(f"kept in {backends.CACHE_FOLDER}")
     else:
         typer.echo("not kept: set EQUICONV_CACHE to a folder")
+
+
+@app.command("models")
+def list_models():
+    """The networks that can be trained: name, parameters, arithmetic for one input, and source."""
+    from . import models
+    for name in models.names():
+        size, shape = models.complexity(name), " x ".join(map(str, models.input_shape(name)))
+        typer.echo(f"{name:18} {size.parameters / 1e6:5.3g} M parameters, {size.macs / 1e9:5.3g} GMAC for one input of "
+                   f"{shape}\n    {models.citation(name)}")
 
 
 @app.command()

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from equiconv import backends, calibration
+from equiconv import backends, calibration, models
 from equiconv.basis import cache
 from equiconv.cli import FAILED, INTERRUPTED, MISUSED, app
 from equiconv.experiments import environment, learner
@@ -54,7 +55,8 @@ def interrupt(monkeypatch, step):
 def test_help_names_the_commands():
     done = subprocess.run([sys.executable, "-W", "ignore", "-m", "equiconv", "--help"], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert done.returncode == 0 and all(name in done.stdout for name in ("info", "calibrate", "demo", "train", "bench"))
+    assert done.returncode == 0 and all(name in done.stdout for name in ("info", "calibrate", "models", "demo", "train",
+                                                                   "bench"))
 
 
 def test_info():
@@ -65,6 +67,16 @@ def test_info():
         assert expected in done.output
     if not torch.cuda.is_available():
         assert "torch was built without CUDA" in done.output or "torch finds no CUDA device" in done.output
+
+
+def test_models(monkeypatch):
+    sizes = {name: models.complexity("c8_steerable_cnn") for name in models.names()}  # the large take seconds
+    monkeypatch.setattr(models, "complexity", sizes.get)
+    done = call("models")
+    assert done.exit_code == 0, done.output
+    assert all(name in done.output for name in models.names())
+    row, source = next((a, b) for a, b in pairwise(done.output.splitlines()) if a.startswith("c8_steerable_cnn"))
+    assert "2.07 M parameters" in row and "4 GMAC for one input of 1 x 29 x 29" in row and "ICLR 2022" in source
 
 
 def test_calibrate(monkeypatch, tmp_path):

@@ -2,15 +2,19 @@
 import warnings
 
 import escnn.nn
+import numpy as np
 import pytest
 import torch
 from escnn import group, gspaces
 
 import equiconv.nn
 from equiconv import models
+from equiconv.models.complexity import complexity
+from equiconv.models.e2wrn import WideBlock
+from equiconv.models.p4_cnn import all_taps
 from equiconv.testing import EquivarianceWarning, check_equivariance
 from tests import networks
-from tests.networks import NETWORKS
+from tests.networks import CONVENTIONAL, NETWORKS
 
 SMALL = {"widths": (2, 2, 2, 3, 3, 3), "hidden": 8, "classes": 4}
 
@@ -33,6 +37,65 @@ def test_registry():
         models.create("resnet")
     with pytest.raises(ValueError, match="no option 'depth'; it has .*widths"):
         models.create("c8_steerable_cnn", depth=3)
+
+
+def test_complexity_is_that_of_the_arithmetic():
+    """Against a count by hand: a steerable convolution with a stride, one dense with groups, a linear layer."""
+    plane = gspaces.rot2dOnR2(4)
+    fields, regular = plane.type(plane.trivial_repr), plane.type(*2 * [plane.regular_repr])
+
+    class Small(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = equiconv.nn.R2Conv(fields, regular, 3, stride=2, bias=False)  # 9 x 9 -> 4 x 4
+            self.dense = torch.nn.Conv2d(8, 4, (2, 3), groups=2)  # -> 3 x 2
+            self.linear = torch.nn.Linear(24, 5)
+
+        def forward(self, x):
+            return self.linear(self.dense(self.conv(fields(x)).tensor).flatten(1))
+
+    model = Small()
+    weights = sum(p.numel() for p in model.parameters())
+    model.linear.bias.requires_grad_(False)
+    result = complexity(model, (1, 9, 9))
+    assert result.macs == 8 * 9 * 16 + 4 * 4 * 6 * 6 + 24 * 5
+    assert result.parameters == weights - 5
+
+
+@pytest.mark.parametrize("name,parameters,gmacs", [
+    ("c8_steerable_cnn", 2.07, 4.0), ("e2sfcnn", 2.69, 7.70), ("se3_cnn", 0.229, 8.07), ("e2wrn10_4", 1.06, 2.435),
+    ("e2wrn28_10", 37.2, 98.4), ("wrn28_10", 36.5, 5.95),
+])
+def test_complexity_at_the_published_sizes(name, parameters, gmacs):
+    found = models.complexity(name)
+    assert found.parameters / 1e6 == pytest.approx(parameters, rel=5e-3)
+    assert found.macs / 1e9 == pytest.approx(gmacs, rel=5e-3)
+
+
+@pytest.mark.parametrize("name,twin", [("c8_steerable_cnn", "cnn"), *((f"e2{n}", n) for n in (
+    "wrn10_4", "wrn16_8", "wrn28_7", "wrn28_10"))])
+def test_twins_of_equal_parameters(name, twin):
+    assert models.complexity(twin).parameters == pytest.approx(models.complexity(name).parameters, rel=0.15)
+
+
+@pytest.mark.parametrize("name,twin", [("c8_steerable_cnn", "cnn_wide"), ("e2wrn28_10", "wrn28_10_wide")])
+def test_twins_of_equal_width(name, twin):
+    """The dense filters of both have the same shapes, but for the last: 905 scalar fields in e2wrn, 904 in its twin."""
+    assert models.complexity(twin).macs == pytest.approx(models.complexity(name).macs, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", CONVENTIONAL)
+def test_twins_are_not_invariant(name):
+    model = networks.build(name)
+    quarter = gspaces.rot2dOnR2(4)
+    fields = quarter.type(*networks.images(name).shape[1] * [quarter.trivial_repr])
+    assert misfits(model, in_type=fields, input_size=networks.images(name).shape[-1]).max_exact > 1e-2
+
+
+def test_e2wrn_of_escnns_example():
+    with torch.device("meta"):
+        model = models.create("e2wrn28_10", kernels=(5, 3, 5))
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(79.7, abs=0.05)
 
 
 def test_published_sizes(monkeypatch):
@@ -70,7 +133,7 @@ def test_same_network_from_both_namespaces(order):
     assert not gradients
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, *CONVENTIONAL])
 def test_every_network_from_both_namespaces(name):
     original, model = networks.build(name, escnn.nn), networks.build(name)
     model.load_state_dict(original.state_dict())
@@ -91,15 +154,118 @@ def test_published_weights(name, weights, monkeypatch):
 @pytest.mark.parametrize("name,options,match", [
     ("e2sfcnn", {"image_size": 9}, "leaves no pixel after layer 2"), ("e2sfcnn", {"widths": (2, 2)}, "six widths"),
     ("e2sfcnn", {"kernels": (9, 7, 6, 7, 7, 5)}, "must be odd"),
+    ("p4_cnn", {"image_size": 27}, "must be even"),
+    ("p4_cnn", {"image_size": 26}, "leaves 3 pixels.*28 is the smallest"),
     ("se3_cnn", {"image_size": 32}, "odd number: 33 would do"), ("se3_cnn", {"image_size": 17}, "leaves 2 voxels"),
     ("se3_cnn", {"widths": (1,)}, "as many samples as widths"),
+    ("e2wrn28_10", {"depth": 20}, "10, 16, 22, 28, ..., got 20"), ("e2wrn28_10", {"group": "O2"}, "got 'O2'"),
+    ("e2wrn28_10", {"kernels": (3, 4, 3)}, "three odd numbers"),
+    ("e2wrn28_10", {"restricted": ("D4",)}, "groups of two stages, got 1"),
+    ("e2wrn28_10", {"restricted": ("C4", "C1")}, "must be a subgroup.*got D8, C4, C1"),
+    ("e2wrn28_10", {"restricted": ("D4", "D8")}, "must be a subgroup.*got D8, D4, D8"),
 ])
 def test_sizes_that_do_not_fit(name, options, match):
     with pytest.raises(ValueError, match=match):
         models.create(name, **options)
 
 
-@pytest.mark.parametrize("name", ["e2sfcnn", "se3_cnn"])
+@pytest.mark.parametrize("name", [*NETWORKS, *CONVENTIONAL])
+def test_a_step_of_training(name):
+    model = networks.build(name)
+    trained = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    before = {k: p.detach().clone() for k, p in trained.items()}
+    loss = torch.nn.functional.cross_entropy(model(networks.images(name)), torch.tensor([0, 1, 2]))
+    loss.backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert loss.isfinite()
+    for k, p in trained.items():
+        assert p.isfinite().all()
+        assert k.endswith("bias") or not torch.equal(p, before[k]), k  # before a batch norm, a bias has no effect
+
+
+@pytest.mark.parametrize("group,restricted,kernels", [
+    ("D8", ("D4", "D1"), [5, 3, 3]), ("C8", ("C4", "C1"), [5, 3, 3]), ("D4", ("D4", "D2"), [3, 3, 3]),
+    ("D1", ("D1", "D1"), [3, 3, 3]), ("C6", ("C3", "C3"), [5, 5, 5]),
+])
+def test_e2wrn_by_stage(group, restricted, kernels):
+    model = models.create("e2wrn28_10", group=group, restricted=restricted, depth=10, widening=1).eval()
+    blocks = [m for m in model.features if isinstance(m, WideBlock)]
+    assert [block.residual[0].kernel_size for block in blocks] == kernels
+    rotations = [block.residual[0].in_type.gspace.rotations_order for block in blocks]
+    assert [group, *restricted] == [f"{group[0]}{n}" for n in rotations]
+    assert model(torch.randn(2, 3, 9, 9)).shape == (2, 10)
+
+
+def test_e2wrn_is_equivariant_to_the_last_group():
+    model = networks.build("e2wrn28_10")
+    d8 = model.in_type.fibergroup
+    kept, lost = d8.element((1, 0)), d8.element((0, 2))  # a reflection, a rotation by 90 degrees
+    result = misfits(model, input_size=33, elements=[kept, lost])
+    assert result.exact == {kept, lost}
+    assert result.errors[kept] < 1e-5 < 1e-3 < result.errors[lost]
+    assert misfits(networks.build("e2wrn10_4"), input_size=33).max < 1e-5  # D4 throughout
+
+
+@pytest.mark.parametrize("kernel", [3, 4])
+@pytest.mark.parametrize("space", [gspaces.rot2dOnR2(4), gspaces.flipRot2dOnR2(4)], ids=str)
+def test_p4_filters_are_all_of_a_group_convolution(space, kernel):
+    """Between two regular fields: one free filter for each element of the group."""
+    fields = space.type(space.regular_repr)
+    conv = equiconv.nn.R2Conv(fields, fields, kernel, bias=False, initialize=False, **all_taps(kernel))
+    filters = torch.func.vmap(lambda w: conv.basisexpansion(w).flatten())(torch.eye(conv.weights.numel()))
+    assert torch.linalg.matrix_rank(filters) == space.fibergroup.order() * kernel ** 2
+
+
+@pytest.mark.parametrize("name", ["p4_cnn", "p4m_cnn"])
+def test_p4_networks_are_invariant_to_the_whole_group(name):
+    result = misfits(networks.build(name))
+    assert len(result.exact) == len(result.errors) == (3 if name == "p4_cnn" else 7)
+    assert result.max < 1e-5
+
+
+def test_equivariant_mlp():
+    """From both namespaces; compiled; a step of training; equivariant exactly to the rotations of the grids' cube, and
+    to others within the error of sampling."""
+    torch.manual_seed(0)
+    original, model = (models.create("equivariant_mlp", nn, frequencies=(1, 2, 2, 2)) for nn in (escnn.nn, None))
+    model.load_state_dict(original.state_dict())
+    x = torch.randn(8, 3)
+    torch.testing.assert_close(model(x), original(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x))
+    before = model.layers[0].weights.detach().clone()
+    loss = model(x).square().mean()
+    loss.backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert loss.isfinite() and not torch.equal(model.layers[0].weights, before)
+
+    model.eval()
+    rotations = model.in_type.fibergroup
+    elements = {"cube": list(rotations.grid("cube")), "others": list(rotations.grid("rand", 8))}
+    errors = {}
+    for kind, chosen in elements.items():
+        expected = torch.cat([model.out_type(model(x)).transform(g).tensor for g in chosen])
+        got = torch.cat([model(model.in_type(x).transform(g).tensor) for g in chosen])
+        errors[kind] = ((got - expected).norm() / expected.norm()).item()
+    assert errors["cube"] < 1e-5 < errors["others"] < 0.1
+    with pytest.raises(ValueError, match="as many frequencies"):
+        models.create("equivariant_mlp", widths=(3, 8))
+
+
+def test_weights_follow_torchs_generator():
+    """Also those of initialisations that draw from NumPy's, which goes on as if nothing had been drawn."""
+    np.random.seed(3)  # noqa: NPY002
+    expected = np.random.rand()  # noqa: NPY002
+    np.random.seed(3)  # noqa: NPY002
+    built = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        built.append(models.create("e2wrn28_10", depth=10, widening=1))
+    assert np.random.rand() == expected  # noqa: NPY002
+    first, same, other = (torch.cat([p.flatten() for p in m.parameters()]) for m in built)
+    assert torch.equal(first, same) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("name", ["e2sfcnn", "e2wrn10_4", "p4_cnn", "p4m_cnn", "se3_cnn"])
 def test_networks_are_invariant(name):
     model = networks.build(name).eval()
     images = networks.images(name)

@@ -3,9 +3,14 @@
 A network is one file: a function registered under its name, with its source. Importing the file registers it.
 """
 from .c8_steerable_cnn import SteerableCNN, c8_steerable_cnn
+from .conventional import CNN, WideResNet, cnn, wrn
 from .e2sfcnn import E2SFCNN, e2sfcnn
-from .registry import citation, create, names, register
+from .e2wrn import E2WRN, e2wrn
+from .equivariant_mlp import EquivariantMLP, equivariant_mlp
+from .p4_cnn import P4CNN, p4_cnn
+from .registry import citation, complexity, create, input_shape, names, register
 from .se3_cnn import SE3CNN, se3_cnn
 
-__all__ = ["E2SFCNN", "SE3CNN", "SteerableCNN", "c8_steerable_cnn", "citation", "create", "e2sfcnn", "names",
-           "register", "se3_cnn"]
+__all__ = ["CNN", "E2SFCNN", "E2WRN", "EquivariantMLP", "P4CNN", "SE3CNN", "SteerableCNN", "WideResNet",
+           "c8_steerable_cnn", "citation", "cnn", "complexity", "create", "e2sfcnn", "e2wrn", "equivariant_mlp",
+           "input_shape", "names", "p4_cnn", "register", "se3_cnn", "wrn"]

@@ -9,7 +9,8 @@ POOLED = (1, 3)  # the layers followed by pooling with stride 2
 
 
 @register(citation="Cesa, Lang, Weiler: A Program to Build E(N)-Equivariant Steerable CNNs, ICLR 2022; "
-                   "escnn, examples/model.ipynb: 97.96 % on MNIST-rot")
+                   "escnn, examples/model.ipynb: 97.96 % on MNIST-rot",
+          input_shape=(1, 29, 29))
 def c8_steerable_cnn(nn, *, order=8, widths=(24, 48, 48, 96, 96, 64), kernels=(7, 5, 5, 5, 5, 5),
                      paddings=(1, 2, 2, 2, 2, 1), hidden=64, image_size=29, in_channels=1, classes=10):
     """SteerableCNN, a classifier invariant to rotations by 360/order degrees. The defaults are the published sizes.
@@ -41,7 +42,7 @@ class SteerableCNN(torch.nn.Module):
         super().__init__()
         from escnn import gspaces
 
-        _check(widths, kernels, paddings, image_size)
+        check_sizes(widths, kernels, paddings, image_size)
         plane = gspaces.rot2dOnR2(order)
         self.image_size = image_size
         self.in_type = nn.FieldType(plane, in_channels * [plane.trivial_repr])
@@ -56,15 +57,20 @@ class SteerableCNN(torch.nn.Module):
             fields = out
         layers += [nn.PointwiseAvgPoolAntialiased2D(fields, POOL_SIGMA, stride=1, padding=0), nn.GroupPooling(fields)]
         self.features = nn.SequentialModule(*layers)
-        self.head = torch.nn.Sequential(torch.nn.Linear(widths[-1], hidden), torch.nn.BatchNorm1d(hidden),
-                                        torch.nn.ELU(), torch.nn.Linear(hidden, classes))
+        self.head = mlp(widths[-1], hidden, classes)
 
     def forward(self, images):  # [B, in_channels, H, W] -> [B, classes]
         invariant = self.features(self.in_type(images)).tensor  # [B, widths[-1], h, w]; published: h = w = 1
         return self.head(invariant.mean((2, 3)).to(images.dtype))  # escnn's group pooling always returns float32
 
 
-def _check(widths, kernels, paddings, image_size):
+def mlp(features, hidden, classes):
+    """The head: [B, features] -> [B, classes]."""
+    return torch.nn.Sequential(torch.nn.Linear(features, hidden), torch.nn.BatchNorm1d(hidden), torch.nn.ELU(),
+                               torch.nn.Linear(hidden, classes))
+
+
+def check_sizes(widths, kernels, paddings, image_size):
     if not len(widths) == len(kernels) == len(paddings) == 6:
         raise ValueError("six widths, kernels and paddings are needed, got "
                          f"{len(widths)}, {len(kernels)} and {len(paddings)}")

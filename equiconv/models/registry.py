@@ -1,17 +1,31 @@
 """The networks by name."""
 import inspect
-from types import SimpleNamespace
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .complexity import complexity as complexity_of
 
 _MODELS = {}
 
 
-def register(*, citation):
-    """Decorator: registers the function build(nn, **options) -> torch.nn.Module under its own name.
+@dataclass(frozen=True)
+class _Model:
+    build: Callable
+    citation: str
+    input_shape: tuple
 
-    citation  where the network was published, as one line
+
+def register(*, citation, input_shape, name=None):
+    """Decorator: registers the function build(nn, **options) -> torch.nn.Module.
+
+    citation     where the network was published, as one line
+    input_shape  of one input at the published sizes, without the batch: (C, H, W) for images
+    name         by default the function's own
     """
     def decorate(build):
-        _MODELS[build.__name__] = SimpleNamespace(build=build, citation=citation)
+        _MODELS[name or build.__name__] = _Model(build, citation, input_shape)
         return build
     return decorate
 
@@ -24,6 +38,21 @@ def names():
 def citation(name):
     """Where the network was published. Raises ValueError for an unknown name."""
     return _find(name).citation
+
+
+def input_shape(name):
+    """Shape of one input at the published sizes, without the batch. Raises ValueError for an unknown name."""
+    return _find(name).input_shape
+
+
+def complexity(name):
+    """Complexity (parameters, macs) of the network at the published sizes, for one input.
+
+    Neither weights nor activations are allocated. Raises ValueError for an unknown name.
+    """
+    with torch.device("meta"):
+        model = create(name)
+    return complexity_of(model, input_shape(name))
 
 
 def create(name, nn=None, **options):
