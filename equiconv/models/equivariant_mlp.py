@@ -1,6 +1,7 @@
 """An MLP that is equivariant to rotations: no space, only fields on a point."""
 import torch
 
+from .grids import numerical_grid
 from .registry import register
 
 
@@ -47,7 +48,7 @@ class EquivariantMLP(torch.nn.Module):
         for width, frequency, count in zip(widths, frequencies, points):
             activation = nn.QuotientFourierELU(space, (False, -1), width,
                                                so3.bl_sphere_representation(L=frequency).irreps,
-                                               grid=so3.sphere_grid(type=grid, N=count))
+                                               grid=numerical_grid(so3.sphere_grid, type=grid, N=count))
             layers += [nn.Linear(fields, activation.in_type), nn.IIDBatchNorm1d(activation.in_type), activation]
             fields = activation.out_type
         self.layers = nn.SequentialModule(*layers, nn.Linear(fields, self.out_type))

@@ -1,6 +1,7 @@
 """The SE(3)-equivariant residual CNN of escnn's example for volumes."""
 import torch
 
+from .grids import numerical_grid
 from .registry import register
 
 STRIDE = 2  # of each residual block
@@ -57,8 +58,9 @@ class SE3CNN(torch.nn.Module):
             out = nn.FieldType(space, width * [cubic])
             self.blocks.append(ResidualBlock(nn, fields, out, count, frequency, cube_orbits))
             fields = out
+        snub_cube = numerical_grid(so3.sphere_grid, type="thomson_cube", N=1)  # its 24 points
         pool = nn.QuotientFourierELU(space, (False, -1), pooled, so3.bl_irreps(2), out_irreps=so3.bl_irreps(0),
-                                     grid=so3.sphere_grid(type="thomson_cube", N=1))  # the 24 points of the snub cube
+                                     grid=snub_cube)
         self.pool = nn.SequentialModule(nn.R3Conv(fields, pool.in_type, 3, bias=False), pool)
         head, units = [], pool.out_type.size
         for size in (hidden, hidden // 2):
@@ -82,7 +84,7 @@ class ResidualBlock(torch.nn.Module):
         super().__init__()
         group = in_type.fibergroup
         grid = {"type": "thomson_cube", "N": cube_orbits}
-        functions = max(1, round(samples / len(group.grid(**grid))))
+        functions = max(1, round(samples / len(numerical_grid(group.grid, **grid))))
         activation = nn.FourierELU(in_type.gspace, functions, group.bl_irreps(frequency), **grid)
         self.residual = nn.SequentialModule(
             nn.R3Conv(in_type, activation.in_type, 3, padding=1, bias=False), nn.IIDBatchNorm3d(activation.in_type),
