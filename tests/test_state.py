@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 
+import equiconv  # isort: skip  (before escnn, also in processes that import this file: see tests/cases.py)
 import escnn.nn
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ import torch
 from escnn import group, gspaces
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
-import equiconv
 import equiconv.nn
 from tests.cases import SPACES
 from tests.modules import MODULES, mixed, outputs, pointwise
