@@ -104,7 +104,7 @@ struct Params {
   const void* bias;            // [target_channels]; or null
   const void* companion;       // like the target; or null
   void* grad_packed;           // [slots, conv_groups, packed_size]; with a companion
-  void* grad_weights;
+  void* grad_weights;          // zeros, to which the gradient is added
   DType dtype;                 // f32 or f64
   int64_t batch, conv_groups, source_channels, target_channels, packed_size, slots, tasks;
   int64_t source_size[kAxes], target_size[kAxes], stride[kAxes], padding[kAxes];

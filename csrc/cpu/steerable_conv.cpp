@@ -227,9 +227,11 @@ struct Worker {
 
   // ---- the source ----
 
+  static int64_t numbers(const int64_t (&size)[kAxes]) { return size[0] * size[1] * size[2]; }
+
   const T* channel(const void* tensor, int64_t channels, const int64_t (&size)[kAxes], int64_t number) const {
     const int64_t at = image * channels + conv_group * (channels / p.conv_groups) + number;
-    return static_cast<const T*>(tensor) + at * size[0] * size[1] * size[2];
+    return static_cast<const T*>(tensor) + at * numbers(size);
   }
 
   // What the tile's pixels read of the source along an axis: [base, end), in steps.
@@ -281,7 +283,7 @@ struct Worker {
   void load_source(const Source& source, int64_t first) const {
     const Matrix<T> transform{values(source.transform_start), source.size, 1};
     const T* from = channel(p.source, p.source_channels, p.source_size, first);
-    const int64_t channel_size = p.source_size[0] * p.source_size[1] * p.source_size[2];
+    const int64_t channel_size = numbers(p.source_size);
     const Window inner = window(2);
     if (inner.step == 1 && clamp(inner.end - inner.base, inner.end) >= kWidth<T>)
       return each_window_row([&](int64_t row, int64_t at, int64_t, int64_t begin, int64_t end) {
@@ -475,7 +477,7 @@ struct Worker {
   // y = A' y^ + bias: straight to the image where its rows are as long as vectors.
   void store() {
     const Part part = this->part(p.target_size);
-    const int64_t channel_size = p.target_size[0] * p.target_size[1] * p.target_size[2];
+    const int64_t channel_size = numbers(p.target_size);
     each_target_field([&](const Target& target, T** y_hat, int64_t first, int64_t) {
       const Matrix<T> transform{values(target.transform_start), target.size, 1};
       const T* bias = p.bias ? static_cast<const T*>(p.bias) + conv_group * (p.target_channels / p.conv_groups) + first : no_bias;
@@ -511,7 +513,7 @@ struct Worker {
   // z is zero since no tap reaches: whatever is there, NaN too, has no part in the gradient.
   void load_companion() {
     const Part part = this->part(p.target_reached);
-    const int64_t channel_size = p.target_size[0] * p.target_size[1] * p.target_size[2];
+    const int64_t channel_size = numbers(p.target_size);
     each_target_field([&](const Target& target, T** g_hat, int64_t first, int64_t next) {
       const Matrix<T> transposed{values(target.transform_start), 1, target.size};
       const T* from = channel(p.companion, p.target_channels, p.target_size, first);
@@ -564,10 +566,9 @@ struct EntryWeights {
   T scale;
 };
 
-// f(entry's weights), for the fields of sources whose number is in [begin, end); before(first weight, step, paths, fields)
-// of the layer's weights of each block and field
-template <class T, class Before, class F>
-void each_entry(const Params& p, int64_t begin, int64_t end, Before before, F f) {
+// f(entry's weights), for the fields of sources whose number is in [begin, end)
+template <class T, class F>
+void each_entry(const Params& p, int64_t begin, int64_t end, F f) {
   const Header& h = *reinterpret_cast<const Header*>(p.index);
   const Block* blocks = reinterpret_cast<const Block*>(p.index + h.blocks_start);
   int64_t number = 0;
@@ -579,7 +580,6 @@ void each_entry(const Params& p, int64_t begin, int64_t end, Before before, F f)
       for (int64_t s = 0; s < source.fields; ++s, ++number) {
         if (number < begin || number >= end) continue;
         const int64_t weights = block.weights_start + conv_group * block.stride_group + s * block.stride_source;
-        before(weights, block.stride_target, block.paths, target.fields);
         const int32_t* entry = p.index + block.entries_start;
         for (int64_t e = 0; e < block.entries; ++e, entry += 4) {
           const int64_t g = entry[0], height = p.index[target.height_start + g];
@@ -597,7 +597,7 @@ template <class T>
 void pack(const Params& p, int64_t begin, int64_t end) {
   const T* weights = static_cast<const T*>(p.weights);
   T* packed = static_cast<T*>(p.packed);
-  each_entry<T>(p, begin, end, [](int64_t, int64_t, int64_t, int64_t) {}, [&](const EntryWeights<T>& e) {
+  each_entry<T>(p, begin, end, [&](const EntryWeights<T>& e) {
     for (int64_t t = 0; t < e.fields; ++t) packed[e.packed + t * e.packed_step] += e.scale * weights[e.weights + t * e.weights_step];
   });
 }
@@ -607,10 +607,7 @@ void unpack(const Params& p, int64_t begin, int64_t end) {
   const T* packed = static_cast<const T*>(p.grad_packed);
   T* weights = static_cast<T*>(p.grad_weights);
   const int64_t slot_size = p.conv_groups * p.packed_size;
-  const auto clear = [&](int64_t first, int64_t step, int64_t paths, int64_t fields) {
-    for (int64_t t = 0; t < fields; ++t) set_zero(weights + first + t * step, paths);
-  };
-  each_entry<T>(p, begin, end, clear, [&](const EntryWeights<T>& e) {
+  each_entry<T>(p, begin, end, [&](const EntryWeights<T>& e) {
     for (int64_t t = 0; t < e.fields; ++t) {
       T sum = 0;
       for (int64_t slot = 0; slot < p.slots; ++slot) sum += packed[slot * slot_size + e.packed + t * e.packed_step];
