@@ -19,6 +19,18 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def isa(request):
+    """Native code of no wider vectors than those; skips where this CPU has not even them."""
+    limit = torch.ops.equiconv.limit_isa
+    try:
+        if limit(request.param) != request.param:
+            pytest.skip(f"this CPU has no {request.param}")
+        yield request.param
+    finally:
+        limit("avx512")
+
+
 @pytest.fixture
 def poisoned_memory():
     """torch fills what it allocates with NaN: none is left of it where every output is written."""

@@ -26,3 +26,16 @@ def assert_close(got, want, dtype):
     rounding = (want.to(dtype).double() - want).norm()
     bound = 1e-12 if dtype == torch.float64 else 1e-5
     assert (got - want).norm() <= 2 * rounding + bound * want.norm()
+
+
+def assert_threads_change_nothing(compute):
+    """compute() -> tensors, equal to the last bit whatever the number of threads."""
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(compute())
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))

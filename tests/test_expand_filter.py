@@ -96,18 +96,12 @@ def assert_close(got, want, dtype):
     assert (got.double() - want).norm() <= 2 * rounding + bound * want.norm()
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 @pytest.mark.parametrize("name", ["c4_mixed", "c8_regular", "so3_irreps"])
-def test_instruction_sets(name, isa):
-    limit = torch.ops.equiconv.limit_isa
-    try:
-        if limit(isa) != isa:
-            pytest.skip(f"this CPU has no {isa}")
-        for dtype in DTYPES:
-            test_values(name, dtype, "native", "cpu")
-            test_weight_gradients(name, dtype, "native", "cpu")
-    finally:
-        limit("avx512")
+@pytest.mark.usefixtures("isa")
+def test_instruction_sets(name):
+    for dtype in DTYPES:
+        test_values(name, dtype, "native", "cpu")
+        test_weight_gradients(name, dtype, "native", "cpu")
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

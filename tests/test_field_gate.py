@@ -10,7 +10,7 @@ import equiconv.nn
 from equiconv.formats import compute_dtype
 from equiconv.ops import field_gate
 from equiconv.ops.field_gate import FUNCTIONS
-from tests.field_tables import DTYPES, SHAPES, assert_close, random, tensor
+from tests.field_tables import DTYPES, SHAPES, assert_close, assert_threads_change_nothing, random, tensor
 from tests.modules import MODULES, first_field, gated, mixed, plane, vectors
 
 OPS = torch.ops.equiconv
@@ -84,32 +84,19 @@ def test_functions_of_the_norm(function, has_bias, dtype):
     assert_equals_reference(leaves, rest, dtype)
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
-def test_instruction_sets(isa):
-    try:
-        if OPS.limit_isa(isa) != isa:
-            pytest.skip(f"this CPU has no {isa}")
-        for dtype in DTYPES:
-            for kind in KINDS:
-                for channels_last in (False, True):
-                    test_values_and_gradients("interleaved", kind, "wide_plane", dtype, channels_last)
-    finally:
-        OPS.limit_isa("avx512")
+@pytest.mark.usefixtures("isa")
+def test_instruction_sets():
+    for dtype in DTYPES:
+        for kind in KINDS:
+            for channels_last in (False, True):
+                test_values_and_gradients("interleaved", kind, "wide_plane", dtype, channels_last)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_threads_change_nothing(channels_last):
     leaves, rest = arguments("many", "norm", (8, 33, 31), torch.float32, channels_last)
     grad = random(8, rest["out_channels"], 33, 31, seed=3, dtype=torch.float32)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(with_gradients("native", leaves, rest, grad))
-    finally:
-        torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
+    assert_threads_change_nothing(lambda: with_gradients("native", leaves, rest, grad))
 
 
 @each_kind

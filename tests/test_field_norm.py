@@ -10,7 +10,7 @@ from torch.library import opcheck
 import equiconv.nn
 from equiconv.formats import compute_dtype
 from equiconv.ops import field_norm, field_norm_inner, field_norm_moments
-from tests.field_tables import DTYPES, SHAPES, assert_close, random, tensor
+from tests.field_tables import DTYPES, SHAPES, assert_close, assert_threads_change_nothing, random, tensor
 from tests.modules import MODULES, first_field, mixed, plane, pointwise, vectors
 
 OPS = torch.ops.equiconv
@@ -87,32 +87,20 @@ def test_variance_of_numbers_far_from_zero():
     assert_close(got[1], field_norm_moments(x.float().double(), *tables([3], []))[1], torch.float32)
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
-def test_instruction_sets(isa):
-    try:
-        if OPS.limit_isa(isa) != isa:
-            pytest.skip(f"this CPU has no {isa}")
-        for dtype in DTYPES:
-            for channels_last in (False, True):
-                test_values_and_gradients("changed", "wide_plane", dtype, channels_last)
-                test_moments("many", "wide_plane", dtype, channels_last)
-    finally:
-        OPS.limit_isa("avx512")
+@pytest.mark.usefixtures("isa")
+def test_instruction_sets():
+    for dtype in DTYPES:
+        for channels_last in (False, True):
+            test_values_and_gradients("changed", "wide_plane", dtype, channels_last)
+            test_moments("many", "wide_plane", dtype, channels_last)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_threads_change_nothing(channels_last):
     call = arguments("many", (8, 33, 31), torch.float32, channels_last)
     grad = random(*call[0].shape, seed=3, dtype=torch.float32)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append((*with_gradients(field_norm, call, grad), *field_norm_moments(call[0], *call[3:])))
-    finally:
-        torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
+    assert_threads_change_nothing(
+        lambda: (*with_gradients(field_norm, call, grad), *field_norm_moments(call[0], *call[3:])))
 
 
 def test_gradient_in_another_memory_format():

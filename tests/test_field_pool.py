@@ -73,17 +73,12 @@ def test_not_a_number(norms):
     torch.testing.assert_close(got, want, equal_nan=True)
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
-def test_instruction_sets(isa):
-    try:
-        if OPS.limit_isa(isa) != isa:
-            pytest.skip(f"this CPU has no {isa}")
-        for dtype in DTYPES:
-            for norms in (False, True):
-                for channels_last in (False, True):
-                    test_values_and_gradients("interleaved", norms, "wide_plane", dtype, channels_last)
-    finally:
-        OPS.limit_isa("avx512")
+@pytest.mark.usefixtures("isa")
+def test_instruction_sets():
+    for dtype in DTYPES:
+        for norms in (False, True):
+            for channels_last in (False, True):
+                test_values_and_gradients("interleaved", norms, "wide_plane", dtype, channels_last)
 
 
 @each_kind

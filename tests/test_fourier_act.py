@@ -11,7 +11,7 @@ import equiconv.nn
 from equiconv.formats import compute_dtype
 from equiconv.ops import fourier_act
 from equiconv.ops.fourier_act import FUNCTIONS
-from tests.field_tables import DTYPES, SHAPES, assert_close, random, tensor
+from tests.field_tables import DTYPES, SHAPES, assert_close, assert_threads_change_nothing, random, tensor
 
 OPS = torch.ops.equiconv
 SIZES = {  # fields, channels of a field, samples, channels of a field of the output
@@ -93,34 +93,21 @@ def test_functions_everywhere(function, dtype):
     torch.testing.assert_close(slopes[0][finite], slopes[1][finite], **absolute)
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
-def test_instruction_sets(isa):
-    try:
-        if OPS.limit_isa(isa) != isa:
-            pytest.skip(f"this CPU has no {isa}")
-        for function in FUNCTIONS:
-            for dtype in DTYPES:
-                for channels_last in (False, True):
-                    test_functions(function, dtype, channels_last)
-            for dtype in (torch.float32, torch.float64):
-                test_functions_everywhere(function, dtype)
-    finally:
-        OPS.limit_isa("avx512")
+@pytest.mark.usefixtures("isa")
+def test_instruction_sets():
+    for function in FUNCTIONS:
+        for dtype in DTYPES:
+            for channels_last in (False, True):
+                test_functions(function, dtype, channels_last)
+        for dtype in (torch.float32, torch.float64):
+            test_functions_everywhere(function, dtype)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_threads_change_nothing(channels_last):
     call = arguments("shrinks", (8, 33, 31), torch.float32, channels_last)
     grad = random(8, out_channels("shrinks"), 33, 31, seed=3, dtype=torch.float32)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(with_gradient("elu", "native", call, grad))
-    finally:
-        torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
+    assert_threads_change_nothing(lambda: with_gradient("elu", "native", call, grad))
 
 
 def test_gradient_in_another_memory_format():

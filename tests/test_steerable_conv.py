@@ -161,16 +161,10 @@ def test_memory_formats(name):
         assert max(errors(got, want)) <= EXACT
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_instruction_sets(name, isa):
-    limit = torch.ops.equiconv.limit_isa
-    try:
-        if limit(isa) != isa:
-            pytest.skip(f"this CPU has no {isa}")
-        assert_equals_reference(Call.of(CASES[name]))
-    finally:
-        limit("avx512")
+@pytest.mark.usefixtures("isa")
+def test_instruction_sets(name):
+    assert_equals_reference(Call.of(CASES[name]))
 
 
 # ---- derivatives, graphs ----

@@ -6,7 +6,7 @@ from torch import nn
 
 from ..formats import compute_dtype
 from ..ops import field_norm, field_norm_inner, field_norm_moments
-from ..ops.field_norm import has_kernel
+from ..ops.on_fields import has_kernel
 from .fields import ByField, in_sorted_order, scale, shift, sizes_of
 from .tensors import OnTensors, adopting_init, traced, wants_plain
 

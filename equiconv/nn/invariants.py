@@ -3,7 +3,7 @@ import escnn.nn
 import torch
 
 from ..ops import field_pool
-from ..ops.field_pool import has_kernel
+from ..ops.on_fields import has_kernel
 from .fields import ByField, sizes_of, subfields_of
 from .tensors import OnTensors, adopting_init, wants_plain
 

@@ -7,7 +7,7 @@ import torch
 from escnn.nn import GeometricTensor
 from escnn.nn.modules.nonlinearities.gated1 import GATES_ID
 
-from ..ops.field_gate import has_kernel
+from ..ops.on_fields import has_kernel
 from .checks import check_type
 from .fields import ByField, Gating, shift, sizes_of, subfields_of
 from .tensors import OnTensors, adopting_init, like, traced, wants_plain

@@ -1,9 +1,10 @@
 import torch
 
-from .. import backends, library
-from ..formats import FLOATING, compute_dtype, dense, empty_fields, like
+from .. import library
+from ..formats import compute_dtype, dense, empty_fields, like
 from ..reference import field_gate as reference
 from ..reference.field_gate import ELEMENT, FIELD
+from .on_fields import check_fields, check_table, pick
 
 FUNCTIONS = tuple(reference.FUNCTIONS)
 
@@ -54,8 +55,6 @@ _fwd = library.define(
 _bwd = library.define(
     "field_gate_bwd", f"(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
     {"native": None}, fake=_bwd_fake, setup_context=_bwd_setup_context, backward=_bwd_backward)
-_available = tuple(_fwd)
-_defaults = backends.defaults(_available, ("cpu",))
 
 
 def field_gate(x, bias, fields, elements, function, out_channels, *, gates=None, eps=None, backend=None):
@@ -79,13 +78,9 @@ def field_gate(x, bias, fields, elements, function, out_channels, *, gates=None,
     """
     if function not in FUNCTIONS:
         raise ValueError(f"field_gate: function must be one of {FUNCTIONS}, got {function!r}")
-    if x.dim() < 2 or x.dtype not in FLOATING:
-        raise ValueError(f"field_gate: x must be [B, C, *spatial] and floating point, got {tuple(x.shape)} and "
-                         f"{x.dtype}")
+    check_fields("field_gate", x)
     for name, table, columns in (("fields", fields, FIELD), ("elements", elements, ELEMENT)):
-        if table.dim() != 2 or table.shape[1] != len(columns) or table.dtype != torch.int64:
-            raise ValueError(f"field_gate: {name} must be int64 [n, {len(columns)}], got {table.dtype} "
-                             f"{tuple(table.shape)}")
+        check_table("field_gate", name, table, columns)
     if (eps is None) != (function == "gate"):
         raise ValueError(f"field_gate: eps belongs to functions of the norm, got {eps} for {function!r}")
     for name, values in (("bias", bias), ("eps", eps)):
@@ -94,14 +89,9 @@ def field_gate(x, bias, fields, elements, function, out_channels, *, gates=None,
     if gates is not None and (gates.dtype != x.dtype or gates.shape[0] != x.shape[0] or gates.shape[2:] != x.shape[2:]):
         raise ValueError(f"field_gate: gates must have the dtype, batch and spatial size of x, got {gates.dtype} "
                          f"{tuple(gates.shape)} for {x.dtype} {tuple(x.shape)}")
-    chosen = backends.pick(_defaults, _available, x.device.type, backend)
+    chosen = pick(x, backend)
     if chosen == "reference":
         return reference.field_gate(x, gates, bias, fields, elements, function, eps, out_channels)
     x = dense(x)
     gates, bias = None if gates is None else like(gates, x), None if bias is None else bias.contiguous()
     return _fwd[chosen](x, gates, bias, fields, elements, FUNCTIONS.index(function), eps, out_channels)
-
-
-def has_kernel(device_type):
-    """Whether this op is more than its definition there."""
-    return _defaults.get(device_type, "reference") != "reference"

@@ -1,9 +1,10 @@
 import torch
 
-from .. import backends, library
-from ..formats import FLOATING, compute_dtype, dense, empty_fields, like
+from .. import library
+from ..formats import compute_dtype, dense, empty_fields, like
 from ..reference import field_norm as reference
 from ..reference.field_norm import FIELD
+from .on_fields import check_fields, check_table, pick
 
 
 def _fake(x, scale, shift, fields, bases):
@@ -107,8 +108,6 @@ _inner_bwd = library.define(
     "field_norm_inner_bwd", "(Tensor grad, Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor field_of_channel, "
     "float eps) -> (Tensor, Tensor, Tensor)",
     {"native": None}, fake=_inner_bwd_fake, setup_context=_inner_bwd_setup_context, backward=_inner_bwd_backward)
-_available = tuple(_fwd)
-_defaults = backends.defaults(_available, ("cpu",))
 
 
 def field_norm(x, scale, shift, fields, bases, *, backend=None):
@@ -161,7 +160,7 @@ def field_norm_inner(x, weight, bias, field_of_channel, eps, *, backend=None):
     Returns (y in x's dtype and memory format, mean [F], variance [F]); the variance divides by the number of values,
     and mean and variance are constants. Raises ValueError for what does not fit together.
     """
-    _check("field_norm_inner", x)
+    check_fields("field_norm_inner", x)
     if field_of_channel.shape != (x.shape[1],) or field_of_channel.dtype != torch.int64:
         raise ValueError(f"field_norm_inner: field_of_channel must be int64 [{x.shape[1]}], got "
                          f"{field_of_channel.dtype} {tuple(field_of_channel.shape)}")
@@ -169,7 +168,7 @@ def field_norm_inner(x, weight, bias, field_of_channel, eps, *, backend=None):
         if values.dim() != 1 or values.shape != weight.shape or values.dtype != compute_dtype(x.dtype):
             raise ValueError(f"field_norm_inner: {name} must have one number for each field and dtype "
                              f"{compute_dtype(x.dtype)}, got {tuple(values.shape)} and {values.dtype}")
-    chosen = backends.pick(_defaults, _available, x.device.type, backend)
+    chosen = pick(x, backend)
     if chosen == "reference":
         y, mean, var = reference.field_norm_inner(x, weight, bias, field_of_channel, eps)
         return y, mean.detach(), var.detach()
@@ -177,20 +176,9 @@ def field_norm_inner(x, weight, bias, field_of_channel, eps, *, backend=None):
 
 
 def _choose(op, x, fields, bases, backend):
-    _check(op, x)
-    if fields.dim() != 2 or fields.shape[1] != len(FIELD) or fields.dtype != torch.int64:
-        raise ValueError(f"{op}: fields must be int64 [F, {len(FIELD)}], got {fields.dtype} {tuple(fields.shape)}")
+    check_fields(op, x)
+    check_table(op, "fields", fields, FIELD, rows="F")
     if bases.dim() != 1 or bases.dtype != compute_dtype(x.dtype):
         raise ValueError(f"{op}: bases must have one dimension and dtype {compute_dtype(x.dtype)}, got "
                          f"{tuple(bases.shape)} and {bases.dtype}")
-    return backends.pick(_defaults, _available, x.device.type, backend)
-
-
-def _check(op, x):
-    if x.dim() < 2 or x.dtype not in FLOATING:
-        raise ValueError(f"{op}: x must be [B, C, *spatial] and floating point, got {tuple(x.shape)} and {x.dtype}")
-
-
-def has_kernel(device_type):
-    """Whether these ops are more than their definition there, which must know the structure on the host."""
-    return _defaults.get(device_type, "reference") != "reference"
+    return pick(x, backend)

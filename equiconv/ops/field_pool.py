@@ -1,9 +1,10 @@
 import torch
 
-from .. import backends, library
-from ..formats import FLOATING, compute_dtype, dense, empty_fields, like
+from .. import library
+from ..formats import compute_dtype, dense, empty_fields, like
 from ..reference import field_pool as reference
 from ..reference.field_pool import ELEMENT, FIELD
+from .on_fields import check_fields, check_table, pick
 
 
 def _fake(x, fields, elements, norms):
@@ -47,8 +48,6 @@ _fwd = library.define(
 _bwd = library.define(
     "field_pool_bwd", "(Tensor grad, Tensor x, Tensor fields, Tensor elements, bool norms) -> Tensor",
     {"native": None}, fake=_bwd_fake, setup_context=_setup_context, backward=_bwd_backward)
-_available = tuple(_fwd)
-_defaults = backends.defaults(_available, ("cpu",))
 
 
 def field_pool(x, fields, elements, norms, *, backend=None):
@@ -65,19 +64,10 @@ def field_pool(x, fields, elements, norms, *, backend=None):
 
     Returns [B, F, *spatial] in x's dtype and memory format. Raises ValueError for what does not fit together.
     """
-    if x.dim() < 2 or x.dtype not in FLOATING:
-        raise ValueError(f"field_pool: x must be [B, C, *spatial] and floating point, got {tuple(x.shape)} and "
-                         f"{x.dtype}")
+    check_fields("field_pool", x)
     for name, table, columns in (("fields", fields, FIELD), ("elements", elements, ELEMENT)):
-        if table.dim() != 2 or table.shape[1] != len(columns) or table.dtype != torch.int64:
-            raise ValueError(f"field_pool: {name} must be int64 [n, {len(columns)}], got {table.dtype} "
-                             f"{tuple(table.shape)}")
-    chosen = backends.pick(_defaults, _available, x.device.type, backend)
+        check_table("field_pool", name, table, columns)
+    chosen = pick(x, backend)
     if chosen == "reference":
         return reference.field_pool(x, fields, elements, norms)
     return _fwd[chosen](dense(x), fields, elements, norms)
-
-
-def has_kernel(device_type):
-    """Whether this op is more than its definition there, which must know the structure on the host."""
-    return _defaults.get(device_type, "reference") != "reference"

@@ -1,7 +1,7 @@
-
-from .. import backends, library
-from ..formats import FLOATING, compute_dtype, dense, empty_fields, like
+from .. import library
+from ..formats import compute_dtype, dense, empty_fields, like
 from ..reference import fourier_act as reference
+from .on_fields import check_fields, pick
 
 FUNCTIONS = tuple(reference.FUNCTIONS)
 
@@ -39,8 +39,6 @@ _fwd = library.define(
 _bwd = library.define(
     "fourier_act_bwd", "(Tensor grad, Tensor x, Tensor a, Tensor a_inv, int function) -> Tensor",
     {"native": None}, fake=_bwd_fake, setup_context=_setup_context, backward=_bwd_backward)
-_available = tuple(_fwd)
-_defaults = backends.defaults(_available, ("cpu",))
 
 
 def fourier_act(x, a, a_inv, function, *, backend=None):
@@ -60,9 +58,7 @@ def fourier_act(x, a, a_inv, function, *, backend=None):
     """
     if function not in FUNCTIONS:
         raise ValueError(f"fourier_act: function must be one of {FUNCTIONS}, got {function!r}")
-    if x.dim() < 2 or x.dtype not in FLOATING:
-        raise ValueError(f"fourier_act: x must be [B, C, *spatial] and floating point, got {tuple(x.shape)} and "
-                         f"{x.dtype}")
+    check_fields("fourier_act", x)
     for name, matrix in (("a", a), ("a_inv", a_inv)):
         if matrix.dim() != 2 or matrix.dtype != compute_dtype(x.dtype):
             raise ValueError(f"fourier_act: {name} must be a matrix of dtype {compute_dtype(x.dtype)}, got "
@@ -70,7 +66,7 @@ def fourier_act(x, a, a_inv, function, *, backend=None):
     if a_inv.shape[1] != a.shape[0] or x.shape[1] % a.shape[1]:
         raise ValueError(f"fourier_act: a must be [samples, in_size] and a_inv [out_size, samples] for x of fields of "
                          f"in_size channels, got {tuple(a.shape)} and {tuple(a_inv.shape)} for {x.shape[1]} channels")
-    chosen = backends.pick(_defaults, _available, x.device.type, backend)
+    chosen = pick(x, backend)
     if chosen == "reference":
         return reference.fourier_act(x, a, a_inv, function)
     return _fwd[chosen](dense(x), a.contiguous(), a_inv.contiguous(), FUNCTIONS.index(function))
