@@ -13,7 +13,7 @@ namespace equiconv {
 // One (input, output) pair of representations: a row of the table that equiconv/layout/plan.py makes, which says what
 // each number is. A pair without paths is a zero block of the filter.
 struct ExpandFilterPair {
-  int32_t weights_start, paths, out_fields, in_fields, out_size, in_size, harmonics;
+  int32_t weights_start, paths, out_fields, in_fields, out_size, in_size, harmonics, even_harmonics;
   int32_t out_channels_start, in_channels_start, row_start, terms_start, coefficients_start, path_start, path_terms_start;
   int32_t out_basis_start, in_basis_start, harmonics_start, blocks_start;
 };
@@ -41,9 +41,14 @@ constexpr int64_t expand_filter_row(const ExpandFilterPair& pair) {
   return (int64_t(pair.in_size) * pair.harmonics + 1) * kExpandFilterLanes;
 }
 
+// Length of a lane's taps in a CPU worker's scratch. Their even and odd halves, each of whole vectors, fit as well.
+constexpr int64_t expand_filter_taps(int64_t taps) {
+  return (taps / kExpandFilterLanes + 2) * kExpandFilterLanes;
+}
+
 // Numbers of scratch that a CPU worker needs for a pair: weights, taps, X, V and Y, all times the lanes.
 constexpr int64_t expand_filter_scratch(const ExpandFilterPair& pair, int64_t taps) {
-  const int64_t vectors = pair.paths + taps + kExpandFilterLanes + int64_t(pair.in_size) * pair.harmonics;
+  const int64_t vectors = pair.paths + expand_filter_taps(taps) + int64_t(pair.in_size) * pair.harmonics;
   return kExpandFilterLanes * vectors + 2 * pair.out_size * expand_filter_row(pair);
 }
 

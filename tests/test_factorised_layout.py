@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from equiconv.layout import Geometry, factorise
+from equiconv.layout import PAIR, Geometry, factorise
 from equiconv.layout.conv_tables import HEADER, MAX_EVEN, MAX_ODD, PHASE, conv_tables
-from equiconv.layout.folding import fold, symmetrise
+from equiconv.layout.folding import fold, point_symmetrise, symmetrise
 from equiconv.reference.steerable_conv import steerable_conv
 from tests.cases import CASES, SMALL
 from tests.steerable_calls import Call, errors
@@ -84,6 +84,32 @@ def test_noise_is_symmetrised_away():
     found = symmetrise(exact + noise, (3, 1, 3)).reshape(3, 3)
     assert np.array_equal(found, -found[::-1]) and np.array_equal(found, found[:, ::-1])
     assert np.abs(found - exact.reshape(3, 3)).max() <= 1e-6
+
+
+@each_case
+def test_pairs_say_which_harmonics_are_even(case):
+    """All harmonics but those of icosahedral orbits have a parity; each pair's tables have the even ones first."""
+    plan = Call.of(case).plan
+    assert plan.parities.all() != case.module.startswith("R3Ico")
+    symmetric = plan.parities != 0
+    assert (plan.harmonics == plan.parities[:, None] * plan.harmonics[:, ::-1])[symmetric].all()
+    pairs, _, values = plan.tables(torch.device("cpu"), torch.float64)
+    for row in pairs.tolist():
+        pair = dict(zip(PAIR, row))
+        if pair["paths"]:
+            even = pair["even_harmonics"]
+            if even < 0:
+                assert not plan.parities.all()
+                continue
+            h = values[pair["harmonics_start"]:][:pair["harmonics"] * plan.taps].view(-1, plan.taps)
+            assert torch.equal(h[:even], h[:even].flip(1)) and torch.equal(h[even:], -h[even:].flip(1))
+
+
+def test_harmonics_without_parity_stay_as_they_are():
+    harmonics = np.array([[1.0, 2, 1 + 1e-9], [1, 0, -1], [1, 2, 3]])
+    symmetric, parities = point_symmetrise(harmonics)
+    assert parities.tolist() == [1, -1, 0] and (symmetric[1:] == harmonics[1:]).all()
+    assert symmetric[0, 0] == symmetric[0, 2] and np.abs(symmetric[0] - harmonics[0]).max() <= 1e-9
 
 
 # ---- factorised plans ----

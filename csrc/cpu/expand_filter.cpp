@@ -74,7 +74,7 @@ struct Tile {
       offset[l] = out_channels[out_field] * params.stride_out + in_channels[in_field] * params.stride_in;
     }
     row = expand_filter_row(pair);
-    taps_width = (params.taps + kLanes - 1) / kLanes * kLanes;
+    taps_width = expand_filter_taps(params.taps);
     weights = reinterpret_cast<T*>(params.scratch);
     taps = weights + pair.paths * kLanes;
     x = taps + taps_width * kLanes;
@@ -154,6 +154,33 @@ struct Tile {
       for (int64_t s = 0; s < params.taps; s += 64 / sizeof(T)) __builtin_prefetch(rows[l] + at + s, kForWriting);
   }
 
+  // The filter of (i, j) from its even and its odd part, each a sum for half of the taps only.
+  void sum_mirrored(int64_t i, int64_t j, const ScatteredRows<T>& out) {
+    constexpr int kRows = kBlockSums / 3;  // even and odd sums, and registers to spare
+    const int64_t half = (params.taps + 1) / 2, width = half < kWidth<T> ? kWidth<T> : half;
+    const T *y = y_of(i, j), *harmonics = values(pair.harmonics_start);
+    for (int64_t s = 0; s < width; s += kWidth<T>) {
+      const int64_t at = s + kWidth<T> <= width ? s : width - kWidth<T>;
+      for (int l = 0; l < kLanes; l += kRows) {
+        Vector<T> even[kRows] = {}, odd[kRows] = {};
+        int64_t h = 0;
+        for (; h < pair.even_harmonics; ++h) add_harmonic(y + h * kLanes + l, harmonics + h * params.taps + at, even);
+        for (; h < r; ++h) add_harmonic(y + h * kLanes + l, harmonics + h * params.taps + at, odd);
+        for (int k = 0; k < kRows; ++k) {
+          T* to = out[l + k];
+          *reinterpret_cast<Vector<T>*>(to + at) = even[k] + odd[k];
+          *reinterpret_cast<Vector<T>*>(to + params.taps - kWidth<T> - at) = reversed(even[k] - odd[k]);
+        }
+      }
+    }
+  }
+
+  template <int kRows>
+  static void add_harmonic(const T* y, const T* harmonic, Vector<T> (&sum)[kRows]) {
+    const auto taps = *reinterpret_cast<const Vector<T>*>(harmonic);
+    for (int k = 0; k < kRows; ++k) sum[k] += y[k] * taps;
+  }
+
   template <class F>
   void forward() {
     load_weights();
@@ -174,6 +201,10 @@ struct Tile {
         if (direct) {
           const ScatteredRows<T> out{rows, i * params.stride_out + j * params.stride_in};
           prefetch_taps<1>(rows, out.at + params.stride_out);
+          if (pair.even_harmonics >= 0) {
+            sum_mirrored(i, j, out);
+            continue;
+          }
           multiply(lanes_by_harmonics, Rows<const T>{harmonics, params.taps}, out, kLanes, r, params.taps);
         } else {
           multiply(lanes_by_harmonics, Rows<const T>{harmonics, params.taps}, Rows<T>{taps, taps_width}, kLanes, r, taps_width);
@@ -195,15 +226,31 @@ struct Tile {
       for (int64_t l = 0; l < kLanes; ++l) taps[s * kLanes + l] = widen(rows[l][at + s * params.stride_tap]);
   }
 
+  // From taps to the harmonics' products with them; with known parities, from the sums and differences of mirrored taps.
+  void apply_harmonics(T* out) {
+    const T* harmonics = values(pair.harmonics_start);
+    const int64_t evens = pair.even_harmonics, all = params.taps, half = (all + 1) / 2;
+    const Rows<T> at{taps, kLanes}, to{out, kLanes};
+    if (evens < 0) return multiply<T>({harmonics, all, 1}, at, to, r, all, kLanes);
+    for (int64_t s = 0; s < all / 2; ++s)
+      for (int u = 0; u < kLanes; u += kWidth<T>) {
+        auto &low = *reinterpret_cast<Vector<T>*>(at[s] + u), &high = *reinterpret_cast<Vector<T>*>(at[all - 1 - s] + u);
+        const auto difference = high - low;
+        low += high;
+        high = difference;
+      }
+    multiply<T>({harmonics, all, 1}, at, to, evens, half, kLanes);
+    multiply<T>({harmonics + evens * all + half, all, 1}, at.from(half), to.from(evens), r - evens, all - half, kLanes);
+  }
+
   template <class F>
   void backward() {
     const F* rows[kLanes];
     for (int64_t l = 0; l < kLanes; ++l) rows[l] = static_cast<const F*>(params.filter) + offset[l];
-    const T* harmonics = values(pair.harmonics_start);
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < m; ++j) {
         load_taps(rows, i, j);
-        multiply<T>({harmonics, params.taps, 1}, Rows<T>{taps, kLanes}, Rows<T>{y_of(i, j), kLanes}, r, params.taps, kLanes);
+        apply_harmonics(y_of(i, j));
       }
     if (pair.out_basis_start >= 0) multiply<T>({values(pair.out_basis_start), 1, n}, Rows<T>{y, row}, Rows<T>{v, row}, n, n, m * r * kLanes);
     for (int64_t k = 0; k < pair.paths * kLanes; ++k) weights[k] = 0;

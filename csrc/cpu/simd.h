@@ -65,8 +65,8 @@ struct AssignWithBias {
 
 // M rows, and N vectors of columns that lie `step` apart
 template <int M, int N, class T, class In, class Out, class Finish>
-inline __attribute__((always_inline)) void multiply_block(const Matrix<T>& a, const In& b, int64_t step, const Out& out,
-                                                          const Finish& finish, int64_t column, int64_t depth) {
+__attribute__((noinline)) void multiply_block(const Matrix<T>& a, const In& b, int64_t step, const Out& out,
+                                              const Finish& finish, int64_t column, int64_t depth) {
   Vector<T> sum[M][N] = {};
   const T* third[(M + 2) / 3];  // every third row: with three offsets they address all rows from few registers
   for (int m = 0; m < M; m += 3) third[m / 3] = a.data + m * a.stride_m;
@@ -74,35 +74,41 @@ inline __attribute__((always_inline)) void multiply_block(const Matrix<T>& a, co
     const int64_t at[3] = {k * a.stride_k, k * a.stride_k + a.stride_m, k * a.stride_k + 2 * a.stride_m};
     Vector<T> row[N];
     for (int n = 0; n < N; ++n) row[n] = *reinterpret_cast<const Vector<T>*>(b[k] + column + n * step);
+#pragma GCC unroll 15
     for (int m = 0; m < M; ++m) {
       const T scalar = third[m / 3][at[m % 3]];
+#pragma GCC unroll 2
       for (int n = 0; n < N; ++n) sum[m][n] += scalar * row[n];
     }
   }
+#pragma GCC unroll 15
   for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
     for (int n = 0; n < N; ++n) finish(*reinterpret_cast<Vector<T>*>(out[m] + column + n * step), sum[m][n], m);
 }
 
-// The block that has exactly `rows` rows, which are at most M.
-template <int M, int N, class T, class In, class Out, class Finish>
-inline __attribute__((always_inline)) void multiply_rows(const Matrix<T>& a, const In& b, int64_t step, const Out& out,
-                                                         const Finish& finish, int64_t column, int64_t rows,
-                                                         int64_t depth) {
-  if constexpr (M > 0) {
-    if (rows == M) return multiply_block<M, N>(a, b, step, out, finish, column, depth);
-    multiply_rows<M - 1, N>(a, b, step, out, finish, column, rows, depth);
-  }
+template <int N> constexpr int kMaxRows = kBlockSums / N < 15 ? kBlockSums / N : 15;  // of a block: more would not find
+                                                                                     // registers for their addresses
+
+// multiply_block for each number of rows. Apart, not inlined in one function: there they would share, and spill, the
+// addresses of all rows, which costs short products half of their time.
+template <int N, class T, class In, class Out, class Finish, int... kRows>
+constexpr auto multiply_blocks(std::integer_sequence<int, kRows...>) {
+  using Block = void (*)(const Matrix<T>&, const In&, int64_t, const Out&, const Finish&, int64_t, int64_t);
+  struct { Block with_rows[sizeof...(kRows) + 1]; } table = {{nullptr, multiply_block<kRows + 1, N, T, In, Out, Finish>...}};
+  return table;
 }
 
 template <int N, class T, class In, class Out, class Finish>
 void multiply_columns(const Matrix<T>& a, const In& b, int64_t step, const Out& out, const Finish& finish, int64_t column,
                       int64_t rows, int64_t depth) {
-  constexpr int kMaxRows = kBlockSums / N < 15 ? kBlockSums / N : 15;  // more would not find registers for their addresses
+  static constexpr auto kBlocks = multiply_blocks<N, T, In, Out, Finish>(std::make_integer_sequence<int, kMaxRows<N>>());
+  if (rows > 0 && rows <= kMaxRows<N>) return kBlocks.with_rows[rows](a, b, step, out, finish, column, depth);
   int64_t first = 0;
-  for (int64_t blocks = (rows + kMaxRows - 1) / kMaxRows; blocks > 0; --blocks) {
+  for (int64_t blocks = (rows + kMaxRows<N> - 1) / kMaxRows<N>; blocks > 0; --blocks) {
     const int64_t m = (rows - first + blocks - 1) / blocks;  // blocks of equal height: low ones wait for their sums
     const Matrix<T> part{a.data + first * a.stride_m, a.stride_m, a.stride_k};
-    multiply_rows<kMaxRows, N>(part, b, step, out.from(first), finish.from(first), column, m, depth);
+    kBlocks.with_rows[m](part, b, step, out.from(first), finish.from(first), column, depth);
     first += m;
   }
 }
@@ -124,6 +130,16 @@ void multiply(const Matrix<T>& a, const In& b, const Out& out, int64_t rows, int
 template <class T, class In, class Out>
 void multiply_add(const Matrix<T>& a, const In& b, const Out& out, int64_t rows, int64_t depth, int64_t width) {
   multiply(a, b, out, rows, depth, width, Add{});
+}
+
+template <class V, int... kColumns>
+inline __attribute__((always_inline)) V reversed(const V& v, std::integer_sequence<int, kColumns...>) {
+  return __builtin_shufflevector(v, v, (int(sizeof...(kColumns)) - 1 - kColumns)...);
+}
+
+template <class V>
+inline __attribute__((always_inline)) V reversed(const V& v) {
+  return reversed(v, std::make_integer_sequence<int, int(sizeof(V) / sizeof(v[0]))>());
 }
 
 // ---- transpose -------------------------------------------------------------------------------------------------

@@ -61,6 +61,18 @@ def symmetrise(harmonics, kernel):
     return grid.reshape(harmonics.shape)
 
 
+def point_symmetrise(harmonics):
+    """(harmonics, parities [R]): +1 even, -1 odd, 0 neither, when the taps are reversed; even and odd ones exactly so.
+
+    harmonics  [R, S]; reversing the S taps of a grid reflects it in its centre
+    """
+    mirrored = harmonics[:, ::-1]
+    limit = 10 * NOISE * np.abs(harmonics).max(1, initial=0)
+    even, odd = (np.abs(harmonics - sign * mirrored).max(1, initial=0) <= limit for sign in (1, -1))
+    parities = np.where(even, 1, np.where(odd, -1, 0))
+    return np.where(parities[:, None], (harmonics + parities[:, None] * mirrored) / 2, harmonics), parities
+
+
 def _parities(h):
     """For each axis whether h is odd; None unless it is either even or odd along every axis."""
     found, limit = [], 10 * NOISE * np.abs(h).max(initial=0)

@@ -10,6 +10,7 @@ import torch
 from .conv_tables import conv_tables, too_large
 from .factorised import factorise
 from .flat_table import PADDING, FlatTable
+from .folding import point_symmetrise
 from .paths import find_paths
 from .representations import FieldsOf, group_fields
 from .work import work_of
@@ -22,6 +23,7 @@ PAIR = (
     "out_fields", "in_fields",
     "out_size", "in_size",   # of the two representations
     "harmonics",             # R: the harmonics that this pair uses
+    "even_harmonics",        # the first so many are even when the taps are reversed, the others odd; -1: not known
     "out_channels_start",    # in index: the first channel of each output field
     "in_channels_start",
     "row_start",             # in index: [out_size * in_size * R + 1] CSR over rows (n, m, h) of the pair's terms
@@ -52,15 +54,16 @@ class FilterPlan:
 
     in_channels, out_channels, taps   sizes of the filter
     weights                           number of weights
-    harmonics                         [R, S], NumPy
+    harmonics, parities               [R, S] and [R], NumPy: see folding.point_symmetrise
     pairs                             list of Pair, in the order of the weights; pairs without paths last
     """
 
     def __init__(self, harmonics, pairs, in_channels, out_channels):
-        self.harmonics, self.pairs = harmonics, pairs
+        self.harmonics, self.parities = point_symmetrise(harmonics)
+        self.pairs = pairs
         self.in_channels, self.out_channels, self.taps = in_channels, out_channels, harmonics.shape[1]
         self.weights = sum(len(p.paths) * len(p.in_fields) * len(p.out_fields) for p in pairs)
-        self._pairs, self._index, self._values = _tables(pairs, harmonics)
+        self._pairs, self._index, self._values = _tables(pairs, self.harmonics, self.parities)
         self._placed, self._factorised = {}, {}
 
     def tables(self, device, dtype):
@@ -106,7 +109,7 @@ class FilterPlan:
         return self  # never changed after construction
 
 
-def _tables(pairs, harmonics):
+def _tables(pairs, harmonics, parities):
     index, values, rows, weights = FlatTable(np.int32), FlatTable(np.float64), [], 0
     for pair in pairs:
         out, in_ = pair.out_fields.layout, pair.in_fields.layout
@@ -116,7 +119,7 @@ def _tables(pairs, harmonics):
                    out_channels_start=index.add(pair.out_fields.channels),
                    in_channels_start=index.add(pair.in_fields.channels))
         if pair.paths:
-            row.update(_terms(pair, harmonics, index, values))
+            row.update(_terms(pair, harmonics, parities, index, values))
             row["out_basis_start"] = -1 if out.is_split else values.add(out.change_of_basis)
             row["in_basis_start"] = -1 if in_.is_split else values.add(in_.change_of_basis_inv.T)
         weights += len(pair.paths) * len(pair.out_fields) * len(pair.in_fields)
@@ -126,9 +129,10 @@ def _tables(pairs, harmonics):
     return torch.tensor(rows, dtype=torch.int32), index.tensor(), values.tensor(PADDING)
 
 
-def _terms(pair, harmonics, index, values):
+def _terms(pair, harmonics, parities, index, values):
     """Tables of a pair's terms: the nonzero elements of T[p, n, m, h], by row (n, m, h) and by path p."""
     used = np.unique(np.concatenate([path.harmonics for path in pair.paths]))
+    used = used[np.argsort(-parities[used], kind="stable")]  # even ones first
     local = np.zeros(len(harmonics), dtype=np.int64)
     local[used] = np.arange(len(used))
     in_size, count = pair.in_fields.layout.size, len(used)
@@ -146,7 +150,8 @@ def _terms(pair, harmonics, index, values):
     place = np.empty_like(by_row)
     place[by_row] = np.arange(len(by_row))
     return dict(
-        harmonics=count, harmonics_start=values.add(harmonics[used]),
+        harmonics=count, even_harmonics=np.sum(parities[used] > 0) if parities[used].all() else -1,
+        harmonics_start=values.add(harmonics[used]),
         row_start=index.add(np.searchsorted(term_row[by_row], np.arange(rows + 1))),
         terms_start=index.add(term_path[by_row]), coefficients_start=values.add(coefficients[by_row]),
         path_start=index.add(np.searchsorted(term_path[by_path], np.arange(len(pair.paths) + 1))),
