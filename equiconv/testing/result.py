@@ -77,12 +77,12 @@ class EquivarianceResult:
         elements = list(self.errors)
         on_angles = all(math.isfinite(self.angles[g][0]) for g in elements)
         places = {g: self.angles[g][0] if on_angles else i + 1 for i, g in enumerate(elements)}
-        for turns, marker, kind in ((True, "o", "rotation"), (False, "s", "with reflection")):
-            for exact, face, how in ((True, DARK, "exact on the grid"), (False, "white", "interpolated")):
+        for turns, marker, kind in ((False, "s", "reflection"), (True, "o", "rotation")):
+            for exact, face, how in ((True, DARK, "exact"), (False, "white", "interpolated")):
                 drawn = sorted((places[g], max(self.errors[g], SMALLEST_DRAWN)) for g in elements
                                if self.angles[g][1] == turns and (g in self.exact) == exact)
                 if drawn:
-                    axes.plot(*zip(*drawn), marker, color=DARK, mfc=face, ms=5 if turns else 4, label=f"{kind}, {how}",
+                    axes.plot(*zip(*drawn), marker, color=DARK, mfc=face, ms=4 if turns else 7, label=f"{kind}, {how}",
                               clip_on=False, zorder=3)
         axes.set_yscale("log")
         if self.tolerance is not None:
@@ -97,5 +97,6 @@ class EquivarianceResult:
         low, high = axes.get_ylim()
         if high < 100 * low:  # less than that would show mere rounding as if it were structure
             axes.set_ylim(low / 10, high * 10)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0,
+                    fontsize="small", handletextpad=0.4, columnspacing=1.2)
         return axes

@@ -1,0 +1,6 @@
+"""Pictures of equivariance: a rotating image and volume, steerable kernels, errors against the angle."""
+
+
+
+
+
