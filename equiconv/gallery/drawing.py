@@ -14,7 +14,6 @@ LIMIT = 2.5  # root mean squares at the end of the colour map
 LONGEST = 2.5  # root mean squares of the vector field that an arrow as long as the distance between two stands for
 ARROWS = 13  # along each side
 DPI = 220
-LEVEL = 0.5  # of a disc, at which pictures are cut
 
 
 @contextmanager
@@ -34,54 +33,55 @@ def save(figure, path):
 
 
 class Picture:
-    """An image in grey, of values 0 at the mean, cut to a disc. values: [n, n]"""
+    """An image in grey, cut to a disc. values: [n, n]; limits: black and white; radius of the disc, in pixels"""
 
-    def __init__(self, axes, values, inside, limit):
-        self.inside = inside
+    def __init__(self, axes, values, radius, limits):
         bare(axes)
-        self.image = axes.imshow(self._cut(values), cmap="gray", vmin=-limit, vmax=limit, interpolation="bilinear")
-
-    def _cut(self, values):
-        return np.ma.masked_where(~self.inside, values)
+        self.image = axes.imshow(values, cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="bilinear")
+        cut(axes, self.image, radius)
 
     def update(self, values):
-        self.image.set_data(self._cut(values))
+        self.image.set_data(values)
 
 
 class Fields:
-    """A scalar field in colour and a vector field as arrows, cut to a disc.
+    """A scalar field in colour and a vector field as arrows, cut to a disc of that radius in pixels.
 
     fields: [3, n, n], the scalar and the components of the vector to the right and upwards
     """
 
-    def __init__(self, axes, fields, inside):
-        self.inside = inside
+    def __init__(self, axes, fields, radius):
         bare(axes)
-        size = inside.shape[0]
-        self.image = axes.imshow(self._cut(fields), cmap=SCALARS, vmin=-LIMIT, vmax=LIMIT, interpolation="bilinear")
+        size = fields.shape[-1]
+        self.image = axes.imshow(fields[0], cmap=SCALARS, vmin=-LIMIT, vmax=LIMIT, interpolation="bilinear")
+        cut(axes, self.image, radius)
         step = size / ARROWS
         places = np.round(np.arange(ARROWS) * step + (step - 1) / 2).astype(int)
         rows, columns = (a.ravel() for a in np.meshgrid(places, places, indexing="ij"))
-        kept = inside[rows, columns]
+        kept = np.hypot(rows - (size - 1) / 2, columns - (size - 1) / 2) < radius
         self.rows, self.columns = rows[kept], columns[kept]
         self.arrows = axes.quiver(self.columns, self.rows, *self._components(fields), pivot="mid", units="xy",
                                   angles="uv", scale_units="xy", scale=LONGEST / step / 1.4, width=0.11 * step,
                                   headwidth=3.2, headlength=3.6, headaxislength=3.2, minlength=0.6, color="black")
 
-    def _cut(self, fields):
-        return np.ma.masked_where(~self.inside, fields[0])
-
     def _components(self, fields):
         return fields[1][self.rows, self.columns], fields[2][self.rows, self.columns]
 
     def update(self, fields):
-        self.image.set_data(self._cut(fields))
+        self.image.set_data(fields[0])
         self.arrows.set_UVC(*self._components(fields))
+
+
+def cut(axes, image, radius):
+    """Shows of an image in axes only a disc about its centre."""
+    from matplotlib.patches import Circle
+    centre = (image.get_array().shape[0] - 1) / 2
+    image.set_clip_path(Circle((centre, centre), radius, transform=axes.transData))
 
 
 def colour_bar(figure, axes, image):
     bar = figure.colorbar(image, cax=axes, extend="both", ticks=[-2, -1, 0, 1, 2])
-    bar.set_label("scalar field (units of its r.m.s.)")
+    bar.set_label("colour: scalar field (units of its r.m.s.), arrows: vector field")
     bar.outline.set_linewidth(0.5)
     axes.tick_params(width=0.5)
 

@@ -7,7 +7,7 @@ import numpy as np
 from ..experiments.figures import DARK, LIGHT
 from ..experiments.files import write_text
 from . import scenes
-from .drawing import CURVES, LEVEL, Fields, Picture, bare, colour_bar, gif, new_figure, pixels, save
+from .drawing import CURVES, Fields, Picture, bare, colour_bar, gif, new_figure, pixels, save
 from .responses import AXIS, respond
 
 IMAGE_SIZE, VOLUME_SIZE = 129, 33
@@ -17,7 +17,8 @@ SECONDS, FILM_DPI = 6, 110
 ROWS = ("input", "response", "in the comoving\nframe", "response", "in the comoving\nframe")
 NETWORK_ROWS = {1: 0, 3: 1}  # where a network's rows begin
 # Slices through the middle of a volume, of axes [-z, -y, x]: name, index, components (right, up) after the scalar.
-SLICES = (("axial (x, y)", lambda n: np.s_[..., n, :, :], (1, 2)), ("coronal (x, z)", lambda n: np.s_[..., :, n, :], (1, 3)),
+SLICES = (("axial (x, y)", lambda n: np.s_[..., n, :, :], (1, 2)),
+          ("coronal (x, z)", lambda n: np.s_[..., :, n, :], (1, 3)),
           ("sagittal (y, z)", lambda n: np.s_[..., :, ::-1, n], (2, 3)))
 
 
@@ -89,12 +90,11 @@ def _publish(out, name, show, views, tick):
 
 def _grid(show, views):
     """Rows of (draw(axes, view, frame) -> Picture or Fields, values(frame)) as in ROWS."""
-    size = show.inputs.shape[-1]
-    inside = scenes.disc(size, 2) > LEVEL
-    limit = np.abs(show.inputs).max()
-    rows = [(lambda axes, values: Picture(axes, values, inside, limit), show.inputs)]
+    radius = (show.inputs.shape[-1] - 1) / 2
+    limits = show.inputs[0].min(), show.inputs[0].max()
+    rows = [(lambda axes, values: Picture(axes, values, scenes.FILLED * radius, limits), show.inputs)]
     for response in show.responses:
-        rows += [(lambda axes, values: Fields(axes, values, inside), frames)
+        rows += [(lambda axes, values: Fields(axes, values, radius), frames)
                  for frames in (response.camera, response.comoving)]
     return rows
 
@@ -103,8 +103,8 @@ def _still(path, show, views, dimensions):
     """Rows as in ROWS, columns of angles and views; below, the errors over the angle."""
     frames = [int(np.argmin(np.abs(np.array(show.degrees) - d))) for d in SHOWN[dimensions]]
     columns = [(frame, view) for frame in frames for view in views]
-    cell, left, right, gap = (1.32, 1.0, 0.75, 0.06) if len(columns) < 5 else (0.98, 1.0, 0.75, 0.05)
-    top, curves, below, between = 0.5, 1.25, 0.45, 0.16
+    cell, gap = (1.32, 0.06) if len(columns) < 5 else (0.98, 0.05)
+    left, right, top, curves, below, between = 1.2, 0.75, 0.2 if len(views) == 1 else 0.6, 1.2, 0.4, 0.12
     width = left + len(columns) * (cell + gap) + right
     height = top + 5 * (cell + gap) + 2 * between + 0.35 + curves + below
     with new_figure(width, height) as figure:
@@ -122,12 +122,12 @@ def _still(path, show, views, dimensions):
                     degrees = f"{show.degrees[frame]:g}°"
                     axes.set_title(view.label.replace(" (", "\n(") if view.label else degrees, pad=3)
                     if view.label and view is views[1]:
-                        axes.text(0.5, 1.52, degrees, transform=axes.transAxes, ha="center", weight="bold")
+                        axes.text(0.5, 1.42, degrees, transform=axes.transAxes, ha="center", weight="bold")
                 if j == 0:
                     axes.text(-0.06, 0.5, ROWS[i], transform=axes.transAxes, ha="right", va="center", linespacing=1.3)
             if i in NETWORK_ROWS:
                 response = show.responses[NETWORK_ROWS[i]]
-                figure.text(0.08 / width, 1 - (y + 1.0 * cell) / height, response.name, rotation=90, weight="bold",
+                figure.text(0.08 / width, 1 - (y + cell) / height, response.name, rotation=90, weight="bold",
                             ha="left", va="center")
             y += cell + gap
         bar = y - 2 * (cell + gap) - between / 2
@@ -144,13 +144,16 @@ def _errors(axes, show):
              ylabel="equivariance\nerror (%)")
     with matplotlib.rc_context(CURVES):
         axes.grid(True)
-    low = min(e for r in show.responses for e in r.errors[1:] if e > 1e-4)
-    axes.set_ylim(bottom=50 * low)
+    axes.set_ylim(0.3, 300)  # below the lowest are the angles at which the grid maps to itself
     axes.yaxis.set_major_formatter("{x:g}")
-    for response, colour in zip(show.responses, (DARK, LIGHT)):
-        mean = 100 * response.mean_error
-        axes.text(0.015, mean, f"{response.name} ({response.parameters:,} weights): mean {mean:.2g} %", color=colour,
-                  transform=axes.get_yaxis_transform(), va="bottom", weight="bold")
+    for response, colour, factor, side in zip(show.responses, (DARK, LIGHT), (2, 0.5), ("bottom", "top")):
+        label = f"{response.name} ({response.parameters:,} weights): mean {percent(response.mean_error)}"
+        axes.text(0.5, factor * 100 * response.mean_error, label, color=colour, ha="center", va=side, weight="bold",
+                  transform=axes.get_yaxis_transform())
+
+
+def percent(error):
+    return f"{100 * error:.3g} %"
 
 
 def _film_of_image(show, views, tick):
@@ -165,7 +168,7 @@ def _film_of_image(show, views, tick):
                 draw, values = rows[k]
                 moving.append((draw(axes[i, j], values[0]), values, _whole))
             axes[i, 1].set_title(f"{response.name}: response", pad=4)
-            axes[i, 2].set_title(f"comoving frame: error {100 * response.mean_error:.2g} %", pad=4)
+            axes[i, 2].set_title(f"comoving frame: error {percent(response.mean_error)}", pad=4)
         title = axes[0, 0].set_title("", pad=4)
         bare(axes[1, 0])
         colour_bar(figure, figure.add_axes([0.89, 0.2, 0.018, 0.6]), moving[1][0].image)
@@ -185,7 +188,7 @@ def _film_of_volume(show, views, tick):
             axes[i, 0].set_ylabel(view.label)
         for j, response in zip((1, 3), show.responses):
             axes[0, j].set_title(f"{response.name}:\nresponse", pad=4)
-            axes[0, j + 1].set_title(f"comoving frame:\nerror {100 * response.mean_error:.2g} %", pad=4)
+            axes[0, j + 1].set_title(f"comoving frame:\nerror {percent(response.mean_error)}", pad=4)
         title = axes[0, 0].set_title("", pad=4)
         colour_bar(figure, figure.add_axes([0.915, 0.2, 0.014, 0.6]), moving[1][0].image)
         about = ", ".join(f"{v:g}" for v in AXIS)
