@@ -8,8 +8,9 @@ import torch
 from .drawing import SCALARS, bare, new_figure, save
 
 GROUPS = ("C1 .. C64, D1 .. D64, SO2, O2 in the plane; SO3, O3, octa, ico in space")
-MOST = 24  # elements of a basis that are drawn
-PER_ROW = 8
+MOST = 48  # elements of a basis that are drawn, if they fit
+WIDTH, HEIGHT = 6.6, 8.5  # inches, of all elements
+TITLE, HEAD, BETWEEN = 0.55, 0.36, 0.12  # least width of an element, room above it, beside it
 GAP = 0.12  # between the pictures of two pairs of channels, as part of a kernel
 
 
@@ -17,7 +18,7 @@ def draw_kernels(path, conv, most=MOST, filter_only=False):
     """Draws the kernels of an R2Conv, an R3Conv or one of their kin as a PNG; returns how many elements its basis has.
 
     conv         the module; small field types keep the picture readable
-    most         elements that are drawn
+    most         elements that are drawn, if they fit on a page
     filter_only  draw the filter that the weights make instead of the elements
 
     Each picture has a row for each output channel and a column for each input channel. Of three-dimensional kernels
@@ -32,22 +33,21 @@ def draw_kernels(path, conv, most=MOST, filter_only=False):
     else:
         shown = [_filter(conv, one) for one in torch.eye(len(conv.weights), dtype=conv.weights.dtype)[:most]]
         titles = [_title(info) for info, _ in zip(conv.basisexpansion.get_basis_info(), shown)]
-    columns = min(len(shown), PER_ROW)
-    rows = math.ceil(len(shown) / columns)
-    cell = 0.8 + 0.1 * max(out_channels, in_channels) if len(shown) > 1 else 4
-    wide, high = (cell * n / max(out_channels, in_channels) for n in (in_channels, out_channels))
-    wide, head = max(wide, 0.85), 0.32
-    width, height = columns * (wide + 0.12) + 0.75, rows * (high + head) + 0.55
-    with new_figure(max(width, 3.2), height) as figure:
-        width = figure.get_figwidth()
+    wide, high = (n * _tile(in_channels, out_channels) for n in (in_channels, out_channels))
+    wide_with_title = max(wide, TITLE)
+    columns = max(1, min(len(shown), int(WIDTH // (wide_with_title + BETWEEN))))
+    rows = max(1, min(math.ceil(len(shown) / columns), int(HEIGHT // (high + HEAD))))
+    shown = shown[:columns * rows]
+    width, height = max(columns * (wide_with_title + BETWEEN) + 0.75, 3.2), rows * (high + HEAD) + 0.5
+    with new_figure(width, height) as figure:
         for i, (kernel, title) in enumerate(zip(shown, titles)):
-            x, y = 0.08 + i % columns * (wide + 0.12), 0.55 + i // columns * (high + head)
+            x, y = BETWEEN + i % columns * (wide_with_title + BETWEEN), 0.25 + HEAD + i // columns * (high + HEAD)
             axes = figure.add_axes([x / width, 1 - (y + high) / height, wide / width, high / height])
             bare(axes)
             mosaic = _mosaic(kernel / max(np.abs(kernel).max(), 1e-12))
             image = axes.imshow(mosaic, cmap=SCALARS, vmin=-1, vmax=1, interpolation="nearest")
-            axes.set_title(title, pad=2, fontsize=6)
-        figure.text(0.08 / width, 1 - 0.14 / height, _heading(conv, len(conv.weights), len(shown), filter_only),
+            axes.set_title(title, pad=2, fontsize=6, loc="left")
+        figure.text(BETWEEN / width, 1 - 0.14 / height, _heading(conv, len(conv.weights), len(shown), filter_only),
                     va="center", weight="bold")
         axes = figure.add_axes([1 - 0.55 / width, 0.1, 0.08 / width, min(0.6, 1.6 / height)])
         bar = figure.colorbar(image, cax=axes, ticks=[-1, 0, 1])
@@ -114,6 +114,11 @@ def _filter(conv, weights):
     return filter if conv.d == 2 else filter[:, :, conv.kernel_size // 2]
 
 
+def _tile(in_channels, out_channels):
+    """Inches for the kernel of one pair of channels."""
+    return min(0.45, 1.95 / in_channels, 3.4 / out_channels)
+
+
 def _mosaic(kernel):
     """[out, in, k, k] -> one picture with white gaps."""
     outputs, inputs, k, _ = kernel.shape
@@ -132,7 +137,7 @@ def _title(info):
     """The frequency and the radius of an element, where its basis names them."""
     names = {"irrep:frequency": "frequency", "frequency": "frequency", "radius": "radius"}
     found = {shown: info[key] for key, shown in names.items() if key in info}
-    return ", ".join(f"{key} {value:g}" for key, value in found.items())
+    return "\n".join(f"{key} {value:g}" for key, value in found.items())
 
 
 def _heading(conv, total, drawn, filter_only):
