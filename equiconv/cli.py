@@ -16,8 +16,8 @@ FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Fused kernels behind drop-in replacements of escnn's layers.")
 
-gallery_app = typer.Typer(invoke_without_command=True, help="Draws what equivariance is: by default, the rotating image "
-                          "and the rotating volume.")
+gallery_app = typer.Typer(invoke_without_command=True, help="Draws what equivariance is: by default, the rotating "
+                          "image and the rotating volume.")
 app.add_typer(gallery_app, name="gallery")
 
 Device = Annotated[str | None, Option(help="cpu or cuda; by default cuda where there is one")]
@@ -157,7 +157,7 @@ def gallery_image(image: Annotated[Path | None, Option(help="photograph; by defa
 
 
 @gallery_app.command("volume")
-def gallery_volume(volume: Annotated[Path | None, Option(help=".npy file, axes -z, -y, x; by default a phantom")] = None,
+def gallery_volume(volume: Annotated[Path | None, Option(help=".npy file, axes -z -y x; else a phantom")] = None,
                    out: Folder = Path("gallery"), frames: Frames = None, size: Pixels = None, seed: WeightsSeed = 0):
     """The same for a volume, in three slices."""
     _turn("rotating-volume", "VOLUME", "rotate_volume", {"volume": volume}, out, frames, size, seed)
@@ -168,10 +168,11 @@ def _turn(name, kind, function, source, out, frames, size, seed):
     from .gallery import moving
 
     def run(console):
-        count = frames or getattr(moving, f"{kind}_FRAMES")
+        count = getattr(moving, f"{kind}_FRAMES") if frames is None else frames
+        pixels = getattr(moving, f"{kind}_SIZE") if size is None else size
         with progress_bar(console) as progress:
             task = progress.add_task(name, total=2 * count)
-            errors = getattr(moving, function)(out, size=size or getattr(moving, f"{kind}_SIZE"), frames=count, seed=seed,
+            errors = getattr(moving, function)(out, size=pixels, frames=count, seed=seed,
                                                tick=lambda: progress.advance(task), **source)
         for network, error in errors.items():
             console.print(f"{network}: mean equivariance error {moving.percent(error)}")

@@ -79,8 +79,8 @@ def draw_errors(out, curves):
     with new_figure(max(1.75 * columns, 3) + 0.2, 1.3 * rows + 0.5) as figure, matplotlib.rc_context(CURVES):
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False,
                                gridspec_kw={"hspace": 0.35, "wspace": 0.12})
-        height = figure.get_figheight()
-        figure.subplots_adjust(left=0.6 / figure.get_figwidth(), right=0.98, top=1 - 0.25 / height, bottom=0.42 / height)
+        width, height = figure.get_size_inches()
+        figure.subplots_adjust(left=0.6 / width, right=0.98, top=1 - 0.25 / height, bottom=0.42 / height)
         for axes, (name, (errors, steerable)) in zip(grid.flat, curves.items()):
             shown = [max(e, LOWEST) for e in errors.values()]
             axes.plot(list(errors), shown, "o-" if steerable else "s-", color=DARK if steerable else LIGHT, ms=2, lw=1)

@@ -95,7 +95,7 @@ def _representation(space, name):
             raise ValueError(f"{space.fibergroup} has no regular representation: take irreps, like 0,1,2")
         return space.trivial_repr if name == "trivial" else space.regular_repr
     if not name.replace(".", "").isdigit():
-        raise ValueError(f"a representation is trivial, regular or the numbers of an irrep, like 1 or 1.2, got {name!r}")
+        raise ValueError(f"a representation is trivial, regular or an irrep, like 1 or 1.2, got {name!r}")
     numbers = tuple(map(int, name.split(".")))
     ids = {tuple(irrep.id) for irrep in space.fibergroup.irreps()}
     # of a group with reflections, an irrep of that frequency

@@ -150,9 +150,9 @@ class Faults:
                and any(padding > 0 for stage in windows.stages(call.layer, len(call.sizes)) for *_, padding in stage)
                and call.corner > VISIBLE * self.rms.get(call.name, 0)]
         if bad:
-            yield (f"{_some(bad)}: pads with zeros what is not zero where the image is empty, so that the square border "
-                   "shows, and does not turn with the image: for rotations off the grid put a MaskModule before it, "
-                   "leave out the biases before it, or take padding_mode=\"replicate\"")
+            yield (f"{_some(bad)}: pads with zeros what is not zero where the image is empty; the square border that "
+                   "appears does not turn with the image: for rotations off the grid put a MaskModule before it, leave "
+                   "out the biases before it, or take padding_mode=\"replicate\"")
 
 
 def _some(calls):
