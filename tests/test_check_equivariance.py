@@ -1,4 +1,4 @@
-"""What check_equivariance() says about faults: each with and without, and the cure that it proposes lowers the error."""
+"""What check_equivariance() says about faults, with and without each; and that the cure it proposes lowers the error."""
 import warnings
 
 import pytest
@@ -56,13 +56,12 @@ def test_stride_and_kernel():
 
 
 def test_pooling_in_three_dimensions():
-    space = gspaces.rot3dOnR3()
+    space = gspaces.rot2dOnR3(4)
     fields = nn.FieldType(space, [space.trivial_repr])
-    quarter = [space.fibergroup.element(torch.tensor([0, 0, torch.pi / 2]).numpy(), "EV")]
-    bad = check(nn.PointwiseMaxPool3D(fields, 2, 2), input_size=9, elements=quarter)
+    bad = check(nn.PointwiseMaxPool3D(fields, 2, 2), input_size=9)
     assert says(bad, "on 9 pixels") and says(bad, "kernel_size=3") and bad.max > 0.1
     for kernel, size in ((3, 9), (2, 8)):
-        good = check(nn.PointwiseMaxPool3D(fields, kernel, 2), input_size=size, elements=quarter)
+        good = check(nn.PointwiseMaxPool3D(fields, kernel, 2), input_size=size)
         assert good.warnings == [] and good.max < 1e-6
 
 
@@ -95,7 +94,7 @@ def test_subsampling_off_the_grid():
 
 def test_even_kernels_off_the_grid():
     def errors(kernel):
-        results = [check(conv(REGULAR, REGULAR, kernel, padding=kernel // 2, seed=seed)) for seed in range(3)]
+        results = [check(conv(SCALAR, REGULAR, kernel, seed=seed), input_size=25) for seed in range(2)]
         assert all(says(r, "kernel_size=5 or 7") == (kernel == 6) for r in results)
         return [r.max_interpolated for r in results]
     even = errors(6)
@@ -140,8 +139,8 @@ def test_plain_modules_on_fields(fields, plain, cure, text):
     for middle in (plain(), OnTensor()):
         model = Between(fields, middle).train()
         with torch.no_grad():
-            for _ in range(20):  # gives batch norms statistics of their own
-                model(3 * torch.rand(4, 1, 17, 17) ** 2)
+            for _ in range(20):  # gives batch norms statistics of their own, for stripes in one direction
+                model(torch.rand(4, 1, 17, 17) + torch.arange(17.0).mul(1.5).sin())
         results.append(check(model, input_size=17))
     bad, good = results
     assert says(bad, "middle (") and says(bad, text) and not says(good, "middle")
