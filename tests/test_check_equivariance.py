@@ -1,4 +1,4 @@
-"""What check_equivariance() says about faults, with and without each; and that the cure it proposes lowers the error."""
+"""Faults that check_equivariance() names, each with and without; the cure that it proposes lowers the error."""
 import warnings
 
 import pytest
