@@ -9,10 +9,9 @@ from escnn import gspaces
 from PIL import Image
 from typer.testing import CliRunner
 
-from equiconv import nn
+from equiconv import models, nn
 from equiconv.cli import MISUSED, app
 from equiconv.gallery import draw_errors, draw_kernels, errors, kernels, responses, scenes
-from equiconv.models import registry
 from equiconv.testing import check_equivariance
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -112,9 +111,9 @@ def test_errors(tmp_path, monkeypatch):
     assert max(found[1], found[3]) < 1e-5 < min(found[0], found[2])
     torch.manual_seed(0)
     plane = gspaces.rot2dOnR2(4)
-    expected = check_equivariance(registry.create("p4_cnn"), input_size=28,
-                                  elements=[plane.fibergroup.element(1)], in_type=None)
-    assert max(expected.errors.values()) < 1e-5
+    (expected,) = check_equivariance(models.create("p4_cnn"), input_size=28,
+                                     elements=[plane.fibergroup.element(1)]).errors.values()
+    assert found[1] == pytest.approx(expected, rel=0.5)  # rounding alone
     draw_errors(tmp_path, {"a": ({45: 0.1, 90: 1e-9}, True), "b": ({45: 1.0, 90: 1.0}, False)})
     assert (tmp_path / "equivariance-errors.png").exists()
 
