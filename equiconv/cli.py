@@ -1,4 +1,4 @@
-"""The command line: equiconv info | calibrate | models | demo | train | bench.
+"""The command line: equiconv info | calibrate | models | demo | train | gallery | bench.
 
 Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted (go on with --resume).
 """
@@ -15,6 +15,10 @@ from typer import Option
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Fused kernels behind drop-in replacements of escnn's layers.")
+
+gallery_app = typer.Typer(invoke_without_command=True, help="Draws what equivariance is: by default, the rotating "
+                          "image and the rotating volume.")
+app.add_typer(gallery_app, name="gallery")
 
 Device = Annotated[str | None, Option(help="cpu or cuda; by default cuda where there is one")]
 Out = Annotated[str | None, Option(help="folder of all that the run writes")]
@@ -126,6 +130,99 @@ def train(
         _fail(error, MISUSED)
     settings = _settings(chosen, flags, resume, in_file)
     _run(lambda console: run(settings, chosen, console, resume))
+
+
+Folder = Annotated[Path, Option(help="folder of the pictures")]
+Frames = Annotated[int | None, Option(help="angles in a full turn")]
+Pixels = Annotated[int | None, Option(help="size of the networks' input")]
+WeightsSeed = Annotated[int, Option(help="of the random weights")]
+
+
+@gallery_app.callback()
+def gallery(context: typer.Context):
+    if context.invoked_subcommand is None:
+        for turn in (gallery_image, gallery_volume):
+            try:
+                turn()
+            except typer.Exit as done:
+                if done.exit_code:
+                    raise
+
+
+@gallery_app.command("image")
+def gallery_image(image: Annotated[Path | None, Option(help="photograph; by default a portrait")] = None,
+                  out: Folder = Path("gallery"), frames: Frames = None, size: Pixels = None, seed: WeightsSeed = 0):
+    """The responses of a steerable and of a conventional CNN to a rotating image: PNG, GIF and errors."""
+    _turn("rotating-image", "IMAGE", "rotate_image", {"image": image}, out, frames, size, seed)
+
+
+@gallery_app.command("volume")
+def gallery_volume(volume: Annotated[Path | None, Option(help=".npy file, axes -z -y x; else a phantom")] = None,
+                   out: Folder = Path("gallery"), frames: Frames = None, size: Pixels = None, seed: WeightsSeed = 0):
+    """The same for a volume, in three slices."""
+    _turn("rotating-volume", "VOLUME", "rotate_volume", {"volume": volume}, out, frames, size, seed)
+
+
+def _turn(name, kind, function, source, out, frames, size, seed):
+    from .experiments.training import progress_bar
+    from .gallery import moving
+
+    def run(console):
+        count = getattr(moving, f"{kind}_FRAMES") if frames is None else frames
+        pixels = getattr(moving, f"{kind}_SIZE") if size is None else size
+        with progress_bar(console) as progress:
+            task = progress.add_task(name, total=2 * count)
+            errors = getattr(moving, function)(out, size=pixels, frames=count, seed=seed,
+                                               tick=lambda: progress.advance(task), **source)
+        for network, error in errors.items():
+            console.print(f"{network}: mean equivariance error {moving.percent(error)}")
+        console.print(f"{out / name}.png, .gif and .json")
+        return True
+    _run(run)
+
+
+@gallery_app.command("kernels")
+def gallery_kernels(
+    group: Annotated[str, Option(help="C8, D4, SO2, O2, SO3, O3, octa, ico, ...")] = "SO2",
+    in_type: Annotated[str, Option(help="fields: trivial, regular, or frequencies of irreps, like 0,1")] = "trivial",
+    out_type: Annotated[str, Option(help="likewise")] = "0,1,2",
+    kernel_size: Annotated[int, Option(help="in pixels")] = 9,
+    random: Annotated[bool, Option("--random", help="one filter of random weights instead of the basis")] = False,
+    out: Folder = Path("gallery"), seed: WeightsSeed = 0,
+):
+    """The steerable kernels between two field types."""
+    def run(console):
+        import torch
+
+        from .gallery import kernels
+        torch.manual_seed(seed)
+        conv = kernels.build(group, in_type, out_type, kernel_size)
+        path = out / f"kernels-{group}.png"
+        total = kernels.draw_kernels(path, conv, filter_only=random)
+        console.print(f"{path}: the basis has {total} kernels")
+        return True
+    _run(run)
+
+
+@gallery_app.command("errors")
+def gallery_errors(models: Annotated[str | None, Option(help="names, with commas; by default the smaller networks for "
+                                                        "images")] = None,
+                   out: Folder = Path("gallery"), seed: WeightsSeed = 0):
+    """The equivariance error of networks with random weights, against the angle."""
+    def run(console):
+        from .experiments.training import progress_bar
+        from .gallery import errors
+        names = models.split(",") if models else errors.default_networks()
+        errors.check_names(names)
+        with progress_bar(console) as progress:
+            task = progress.add_task("networks", total=len(names))
+            curves = errors.error_curves(names, seed, lambda: progress.advance(task))
+        errors.draw_errors(out, curves)
+        for name, (found, _) in curves.items():
+            console.print(f"{name:20} mean {sum(found.values()) / len(found):.1e}  largest {max(found.values()):.1e}")
+        console.print(f"{out / 'equivariance-errors'}.png and .csv")
+        return True
+    _run(run)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)

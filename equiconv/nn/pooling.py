@@ -64,7 +64,7 @@ PointwiseAvgPoolAntialiased = PointwiseAvgPoolAntialiased2D
 class _Pool(OnTensors):
     """The computation of a pooling of torch's, channel by channel.
 
-    functions, modules  torch's for two dimensions and for three
+    functions, layers   torch's for two dimensions and for three
     options             the attributes that both take
     """
 
@@ -82,12 +82,12 @@ class _Pool(OnTensors):
     def export(self):
         """torch's module of the same options; sets this module to eval mode."""
         self.eval()
-        cls, options = self._each(self.modules)
+        cls, options = self._each(self.layers)
         return cls(**options).eval()
 
 
 class _MaxPool(_Pool):
-    functions, modules = (F.max_pool2d, F.max_pool3d), (nn.MaxPool2d, nn.MaxPool3d)
+    functions, layers = (F.max_pool2d, F.max_pool3d), (nn.MaxPool2d, nn.MaxPool3d)
     options = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
 
@@ -105,7 +105,7 @@ PointwiseMaxPool = PointwiseMaxPool2D
 
 
 class _AvgPool(_Pool):
-    functions, modules = (F.avg_pool2d, F.avg_pool3d), (nn.AvgPool2d, nn.AvgPool3d)
+    functions, layers = (F.avg_pool2d, F.avg_pool3d), (nn.AvgPool2d, nn.AvgPool3d)
     options = ("kernel_size", "stride", "padding", "ceil_mode")
 
 
@@ -128,7 +128,7 @@ PointwiseAvgPool = PointwiseAvgPool2D
 
 class _AdaptiveAvgPool(_Pool):
     functions = (F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
-    modules = (nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+    layers = (nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
     options = ("output_size",)
 
 
@@ -147,7 +147,7 @@ PointwiseAdaptiveAvgPool = PointwiseAdaptiveAvgPool2D
 
 class _AdaptiveMaxPool(_Pool):
     functions = (F.adaptive_max_pool2d, F.adaptive_max_pool3d)
-    modules = (nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+    layers = (nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
     options = ("output_size",)
 
 
