@@ -88,7 +88,7 @@ def test_noise_is_symmetrised_away():
 
 @each_case
 def test_pairs_say_which_harmonics_are_even(case):
-    """All harmonics have a parity, but those of some icosahedral orbits; each pair's tables have the even ones first."""
+    """All harmonics have a parity, but some of icosahedral orbits; each pair's tables have the even ones first."""
     plan = Call.of(case).plan
     assert plan.parities.all() or case.module.startswith("R3Ico")
     symmetric = plan.parities != 0
