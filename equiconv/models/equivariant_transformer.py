@@ -1,8 +1,8 @@
 """Equivariant Transformers: layers that estimate how an image is transformed, and undo it.
 
-In coordinates (u, v) that are canonical for a group of transformations, these are translations. So an image sampled on a
-grid of them is shifted when it is transformed; a CNN finds the position of a pattern along u or v, which moves with it;
-and the image resampled by the transformation of that position does not change any more. Coordinates of images are
+In coordinates (u, v) that are canonical for a group of transformations, these are translations. So an image sampled on
+a grid of them is shifted when it is transformed; a CNN finds the position of a pattern along u or v, which moves with
+it; and the image resampled by the transformation of that position does not change any more. Coordinates of images are
 x (to the right) and y (down), from -1 to 1 between the centres of the outermost pixels.
 
 S. Tai, P. Bailis, G. Valiant, Equivariant Transformer Networks, ICML 2019: sections 3 and 4, table 1.
