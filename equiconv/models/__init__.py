@@ -8,6 +8,8 @@ from .e2sfcnn import E2SFCNN, e2sfcnn
 from .e2wrn import E2WRN, e2wrn
 from .equivariant_mlp import EquivariantMLP, equivariant_mlp
 from .equivariant_transformer import EquivariantTransformer, ETNetwork, equivariant_transformer
+from .harmonic import HarmonicConv, ModulusBatchNorm, ModulusReLU
+from .hnet import HNet, hnet
 from .p4_cnn import P4CNN, p4_cnn
 from .registry import citation, complexity, create, input_shape, names, register
 from .se3_cnn import SE3CNN, se3_cnn
