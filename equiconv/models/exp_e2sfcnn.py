@@ -5,6 +5,7 @@ from operator import add
 
 import torch
 
+from .c8_steerable_cnn import mlp
 from .e2sfcnn import POOLED, check_sizes
 from .groups import parse_group, plane_of, restriction
 from .registry import register
@@ -302,8 +303,7 @@ class ExpE2SFCNN(torch.nn.Module):
             current = layers[-1].out_type
         layers.append(nn.PointwiseAdaptiveMaxPool2D(current, 1))
         self.features = nn.SequentialModule(*layers)
-        self.head = torch.nn.Sequential(torch.nn.Linear(current.size, hidden), torch.nn.BatchNorm1d(hidden),
-                                        torch.nn.ELU(), torch.nn.Linear(hidden, classes))
+        self.head = mlp(current.size, hidden, classes)
 
     def _layer(self, nn, in_type, parts, width, kernel, padding, pooled, last):
         types = [part.fields(nn, in_type.gspace, width) for part in parts]
