@@ -30,7 +30,7 @@ class Network:
     """
     name: str
     twin: str
-    batches: tuple = (8, 64)
+    batches: tuple
     op = OP
     module = "a step of training"
 
@@ -46,12 +46,12 @@ class Network:
 
 
 NETWORKS = {network.name: network for network in (
-    Network("e2sfcnn", "e2sf_cnn"),
-    Network("c8_steerable_cnn", "cnn"),
+    Network("e2sfcnn", "e2sf_cnn", batches=(2, 64)),
+    Network("c8_steerable_cnn", "cnn", batches=(4, 64)),
     Network("e2wrn16_8", "wrn16_8", batches=(1, 16)),
     Network("e2wrn28_10", "wrn28_10", batches=(1, 32)),
     Network("se3_cnn", "cnn_3d", batches=(2, 32)),
-    Network("hnet", "hnet_cnn", batches=(16, 64)),
+    Network("hnet", "hnet_cnn", batches=(8, 64)),
     Network("deeplense_c4_cnn", "deeplense_cnn", batches=(2, 64)),
 )}
 
