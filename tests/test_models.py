@@ -76,6 +76,7 @@ def test_complexity_at_the_published_sizes(name, parameters, gmacs):
 
 TWINS = {"c8_steerable_cnn": "cnn", "deeplense_c4_cnn": "deeplense_cnn", "e2sfcnn": "e2sf_cnn", "se3_cnn": "cnn_3d",
          "exp_e2sfcnn": "exp_e2sf_cnn", "p4_cnn": "z2_cnn", "hnet": "hnet_cnn", "equivariant_transformer": "et_cnn",
+         "equivariant_mlp": "plain_mlp",
          **{f"e2{name}": name for name in ("wrn10_4", "wrn16_8", "wrn28_7", "wrn28_10")}}
 
 
