@@ -299,8 +299,9 @@ def equivariant_transformer(nn, *, transformations=("ShearX", "HyperbolicRotatio
     in_channels      of the images
     classes          outputs
 
-    In log-polar coordinates the CNN's padding is cyclic in the angle: it is invariant to rotations, to those by 90
-    degrees exactly if the grid is a multiple of 16.
+    In log-polar coordinates the CNN's padding is cyclic in the angle. By itself it is invariant to rotations about the
+    centre, to those by 90 degrees exactly if the grid is a multiple of 16; behind layers for other transformations, as
+    far as these find the same pose in a rotated image.
 
     Raises ValueError for unknown names and a grid that the CNN or the strides do not fit.
     """
