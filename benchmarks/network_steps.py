@@ -13,12 +13,13 @@ import torch
 
 from equiconv import models
 
-from .equality import check
+from .equality import check, worst_error
 from .layers import equiconv_nn
 from .precision import autocast, lookup, torch_switches
 from .records import Row
 
 OP = "network"
+DRAWS = 3
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,29 @@ def measure(case, device, dtype, budget_s, timed, layout="contiguous"):
         with torch.no_grad():
             steps["escnn"].logits()  # statistics of a batch
         steps["equiconv"].model.load_state_dict(steps["escnn"].model.state_dict())
-        error = check(f"{case.name}, equiconv", steps["equiconv"].evaluated(), steps["escnn"].evaluated(),
-                      precision.tolerance)
+        error = _error(case, steps, precision)
         rows = timed(steps, device, budget_s)
     return [Row(case=case.name, source=case.source, op=OP, mode="training", dtype=dtype, layout=layout,
                 batch=case.batch_on(device), size="x".join(map(str, case.shape()[1:])), method=method, **columns,
                 error=error if method == "equiconv" else "",
                 note={"torch": f"{case.twin}_wide", "twin": case.twin}.get(method, ""))
             for method, columns in rows.items()]
+
+
+def _error(case, steps, precision):
+    """Of equiconv's logits and gradients. Raises Differs.
+
+    Where two values are equal up to rounding, a maximum (of pooling) may be another one's, and its gradient elsewhere:
+    then other images are drawn, DRAWS times at most.
+    """
+    for _ in range(DRAWS):
+        actual, expected = (steps[method].evaluated() for method in ("equiconv", "escnn"))
+        if worst_error(actual, expected) <= precision.tolerance:
+            break
+        images = torch.randn_like(steps["escnn"].images)
+        for step in steps.values():
+            step.images = images
+    return check(f"{case.name}, equiconv", actual, expected, precision.tolerance)
 
 
 def _steps(case, device, precision, layout):
