@@ -42,7 +42,7 @@ class E2SFCNN(torch.nn.Module):
         super().__init__()
         from escnn import gspaces
 
-        _check(widths, kernels, paddings, image_size)
+        check_sizes(widths, kernels, paddings, image_size)
         plane = gspaces.rot2dOnR2(order)
         self.in_type = nn.FieldType(plane, in_channels * [plane.trivial_repr])
         layers, fields = [], self.in_type
@@ -58,18 +58,24 @@ class E2SFCNN(torch.nn.Module):
             fields = out
         layers.append(nn.PointwiseAdaptiveMaxPool2D(fields, 1))
         self.features = nn.SequentialModule(*layers)
-        head = []
-        for units in (widths[-1], hidden):
-            head += [torch.nn.Dropout(dropout), torch.nn.Linear(units, hidden), torch.nn.BatchNorm1d(hidden),
-                     torch.nn.ELU()]
-        self.head = torch.nn.Sequential(*head, torch.nn.Dropout(dropout), torch.nn.Linear(hidden, classes))
+        self.head = two_layer_head(widths[-1], hidden, dropout, classes)
 
     def forward(self, images):  # [B, in_channels, H, W] -> [B, classes]
         invariant = self.features(self.in_type(images)).tensor  # [B, widths[-1], 1, 1]
         return self.head(invariant.flatten(1).to(images.dtype))  # escnn's group pooling always returns float32
 
 
-def _check(widths, kernels, paddings, size):
+def two_layer_head(features, hidden, dropout, classes):
+    """[B, features] -> [B, classes], through two hidden layers."""
+    layers = []
+    for units in (features, hidden):
+        layers += [torch.nn.Dropout(dropout), torch.nn.Linear(units, hidden), torch.nn.BatchNorm1d(hidden),
+                   torch.nn.ELU()]
+    return torch.nn.Sequential(*layers, torch.nn.Dropout(dropout), torch.nn.Linear(hidden, classes))
+
+
+def check_sizes(widths, kernels, paddings, size):
+    """Raises ValueError if they are not of six layers, with odd kernels, that leave a pixel after their pooling."""
     if not len(widths) == len(kernels) == len(paddings) == 6:
         raise ValueError("six widths, kernels and paddings are needed, got "
                          f"{len(widths)}, {len(kernels)} and {len(paddings)}")
