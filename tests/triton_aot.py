@@ -3,7 +3,8 @@
     python -m tests.triton_aot [--archs 80 90] [--dtypes fp32 fp64 ...]
 
 Prints registers, spills and shared memory of each, and fails on any spill. A module of equiconv.triton_kernels names
-its kernels in ahead_of_time(), which yields (kernel, {argument: type}, configuration).
+its kernels in ahead_of_time(), which yields (kernel, {argument: type}, configuration). "i32:16" is the type of an
+integer that 16 divides.
 """
 import argparse
 import os
@@ -31,8 +32,9 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 def variants(dtypes):
     """(module, place among what it yields, dtypes of the pointers) of all that is to be compiled."""
     for module in sorted(m.name for m in pkgutil.iter_modules(triton_kernels.__path__)):
-        for i, (_, types, _) in enumerate(import_module(f"equiconv.triton_kernels.{module}").ahead_of_time()):
-            used = {t[1:] for t in types.values() if t.startswith("*") and t[1:] != "i32"}
+        yielded = getattr(import_module(f"equiconv.triton_kernels.{module}"), "ahead_of_time", tuple)()
+        for i, (_, types, _) in enumerate(yielded):
+            used = {t[1:] for t in types.values() if t.startswith("*") and t[1:] not in ("i32", "i64")}
             if used <= set(dtypes):
                 yield module, i
 
@@ -42,8 +44,9 @@ def compile_variant(module, i, arch):
     kernel, types, config = list(import_module(f"equiconv.triton_kernels.{module}").ahead_of_time())[i]
     names = kernel.arg_names
     constants = {name: config[name] for name in names if name in config}
-    signature = {name: types.get(name, "constexpr") for name in names}
-    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in names if signature[name].startswith("*")}
+    signature = {name: types.get(name, "constexpr").removesuffix(":16") for name in names}
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in names
+               if signature[name].startswith("*") or types.get(name, "").endswith(":16")}
     options = {name: value for name, value in config.items() if name not in constants}
     with tempfile.TemporaryDirectory() as folder:
         triton.knobs.cache.dir = folder  # compiled here, not found
@@ -53,7 +56,7 @@ def compile_variant(module, i, arch):
         cubin.write_bytes(compiled.asm["cubin"])
         used = subprocess.run([CUOBJDUMP, "-res-usage", cubin], capture_output=True, text=True, check=True)
     registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", used.stdout + used.stderr).groups()
-    pointers = " ".join(t for t in signature.values() if t.startswith("*") and t != "*i32")
+    pointers = " ".join(t for t in signature.values() if t.startswith("*") and t not in ("*i32", "*i64"))
     text = (f"sm_{arch} {kernel.__name__} ({pointers}) {config}: {registers} registers, {stack} + {local} bytes "
             f"spilled, {compiled.metadata.shared} bytes shared")
     return text, stack != "0" or local != "0"
