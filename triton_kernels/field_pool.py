@@ -24,8 +24,9 @@ CHANNEL, SIZE, SUBFIELD = (tl.constexpr(FIELD.index(name)) for name in ("channel
 def load_rows(fields_ptr, field, num_fields):
     """(first channel, channels, channels of a subfield) of these fields"""
     row, exists = fields_ptr + field * WIDTH, field < num_fields
-    channel, size = tl.load(row + CHANNEL, mask=exists, other=0), tl.load(row + SIZE, mask=exists, other=0)
-    return channel, size.to(tl.int32), tl.load(row + SUBFIELD, mask=exists, other=1).to(tl.int32)
+    channel = tl.load(row + CHANNEL, mask=exists, other=0).to(tl.int32)
+    size = tl.load(row + SIZE, mask=exists, other=0).to(tl.int32)
+    return channel, size, tl.load(row + SUBFIELD, mask=exists, other=1).to(tl.int32)
 
 
 @triton.jit
@@ -118,18 +119,18 @@ def field_pool_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, fields_ptr, num_fields, c
     for first in range(0, tl.max(size), BLOCK_SIZE):
         i = first + tl.arange(0, BLOCK_SIZE)[None, None, :]
         exist = exists[:, :, None] & (i < size[None, :, None])
-        offset = place(channel[None, :, None] + i, pixel[:, None, None], channels, pixels, CHANNELS_LAST)
+        at_x = place(channel[None, :, None] + i, pixel[:, None, None], channels, pixels, CHANNELS_LAST)
         chosen = i // subfield[None, :, None] == at[:, :, None]
         if NORMS:
-            x = tl.load(x_ptr + offset, mask=exist & chosen, other=0.0).to(most.dtype)
+            x = tl.load(x_ptr + at_x, mask=exist, other=0.0).to(most.dtype)
             grad_x = grad[:, :, None] * x
         else:
-            grad_x = tl.broadcast_to(grad[:, :, None], offset.shape)
+            grad_x = tl.broadcast_to(grad[:, :, None], at_x.shape)
         grad_x = tl.where(chosen, grad_x, 0.0)
-        tl.store(grad_x_ptr + offset, to_nearest(grad_x, grad_x_ptr.dtype.element_ty), mask=exist)
+        tl.store(grad_x_ptr + at_x, to_nearest(grad_x, grad_x_ptr.dtype.element_ty), mask=exist)
 
 
-IN_INTERPRETER = {"BLOCK_PIXELS": 2048, "BLOCK_FIELDS": 8, "BLOCK_SIZE": 8}  # large: fewer calls
+IN_INTERPRETER = {"BLOCK_PIXELS": 256, "BLOCK_FIELDS": 8, "BLOCK_SIZE": 8}  # large: fewer calls
 
 
 def config(size, channels_last):
@@ -162,9 +163,9 @@ def field_pool_bwd(grad, x, fields, elements, norms):
 
 def ahead_of_time():
     """What a GPU may ask for: (kernel, {argument: type}, configuration)."""
-    integers = dict.fromkeys(("num_fields", "channels", "total"), "i32")
+    integers = dict.fromkeys(("num_fields", "channels"), "i32")
     for dtype, norms, channels_last, size in itertools.product(("fp32", "fp64", "bf16", "fp16"), (False, True), (False, True), (SIZES[0], SIZES[-1])):
         c = {"NORMS": norms, "CHANNELS_LAST": channels_last, **field_blocks(size, channels_last)}
         tensors = dict.fromkeys(("x_ptr", "y_ptr", "grad_ptr", "grad_x_ptr"), "*" + dtype)
         for kernel in (field_pool_kernel, field_pool_bwd_kernel):
-            yield kernel, {**tensors, "fields_ptr": "*i64", "pixels": "i32:16", **integers}, c
+            yield kernel, {**tensors, "fields_ptr": "*i64", "pixels": "i32:16", "total": "i32:16", **integers}, c

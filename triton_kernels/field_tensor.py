@@ -14,6 +14,7 @@ from ..formats import is_channels_last
 
 PROGRAMS = 1056  # eight for each multiprocessor of a Hopper: the loads of all of them hide each other's latency
 SIZES = (2, 4, 8, 16)  # channels of a field that are treated together
+MAX_SPLITS = 256  # programs whose sums are added by one
 
 
 class Layout(NamedTuple):
@@ -69,7 +70,7 @@ def blocks_of_program(rows, total, BLOCK_ROWS: tl.constexpr, BLOCK_PIXELS: tl.co
     return row, tl.program_id(0) // row_blocks * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
 
 
-def field_blocks(size, channels_last, numbers=4096):
+def field_blocks(size, channels_last, numbers=2048):
     """{BLOCK_PIXELS, BLOCK_FIELDS, BLOCK_SIZE} of tiles of so many numbers, for fields of about `size` channels.
 
     The neighbours in memory, 128 bytes of them or more, are in one tile.
@@ -77,3 +78,8 @@ def field_blocks(size, channels_last, numbers=4096):
     block_size = min(SIZES[-1], max(SIZES[0], triton.next_power_of_2(size)))
     block_fields = (128 if channels_last else 16) // block_size
     return dict(BLOCK_PIXELS=numbers // (block_fields * block_size), BLOCK_FIELDS=block_fields, BLOCK_SIZE=block_size)
+
+
+def splits_of(layout, row_blocks, block_pixels):
+    """How many programs share the pixels of a block of rows whose sums they make."""
+    return max(1, min(triton.cdiv(layout.total, block_pixels), PROGRAMS // row_blocks, MAX_SPLITS))
