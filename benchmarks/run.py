@@ -38,13 +38,14 @@ class Run:
         """Rows of one case; of its construction where dtype is None. Raises Differs."""
         if dtype is None:
             return measure_construction(case, _methods_that_build(), console.print)
-        if isinstance(case, field_layers.FieldLayer):
-            return field_layers.measure(case, self.device, dtype, self.budget_s, timed, self.layout)
         if dtype not in self.peaks:
             self.peaks[dtype] = found = machine.measure_peaks(self.device, lookup(dtype, self.device))
             console.print(f"{dtype}: a large matrix product {found.flops_per_s * 1e-9:.0f} GFLOP/s, "
                           f"a large copy {found.bytes_per_s * 1e-9:.1f} GB/s")
-        return measure(case, self.device, dtype, self.ops, self.budget_s, self.peaks[dtype], self.layout,
+        peaks = self.peaks[dtype]
+        if isinstance(case, field_layers.FieldLayer):
+            return field_layers.measure(case, self.device, dtype, self.budget_s, timed, peaks.bytes_per_s, self.layout)
+        return measure(case, self.device, dtype, self.ops, self.budget_s, peaks, self.layout,
                        matches(case.name, self.compiled), console.print)
 
 

@@ -228,9 +228,9 @@ def inner_kernel(x_ptr, y_ptr, means_ptr, vars_ptr, weight_ptr, bias_ptr, mean_p
         pixel += splits * BLOCK_PIXELS
     for first in range(tl.program_id(0) * BLOCK_FIELDS, fields, tl.num_programs(0) * BLOCK_FIELDS):
         field = first + tl.arange(0, BLOCK_FIELDS)
-        mean, var = moments_of(field, means_ptr, vars_ptr, of_channel_ptr, channels, BLOCK_FIELDS)
-        tl.store(mean_ptr + field, mean, mask=field < fields)
-        tl.store(var_ptr + field, var, mask=field < fields)
+        field_mean, field_var = moments_of(field, means_ptr, vars_ptr, of_channel_ptr, channels, BLOCK_FIELDS)
+        tl.store(mean_ptr + field, field_mean, mask=field < fields)
+        tl.store(var_ptr + field, field_var, mask=field < fields)
 
 
 @triton.jit
@@ -258,10 +258,10 @@ def inner_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, products_ptr, sums_ptr, weight
     for first in range(tl.program_id(0) * BLOCK_FIELDS, fields, tl.num_programs(0) * BLOCK_FIELDS):
         field = first + tl.arange(0, BLOCK_FIELDS)
         exist = field < fields
-        _, product, sum_ = sum_over_fields(field, products_ptr, sums_ptr, None, of_channel_ptr, channels, BLOCK_FIELDS)
-        rstd = 1 / tl.sqrt(tl.load(var_ptr + field, mask=exist, other=1.0) + EPS)
-        tl.store(grad_weight_ptr + field, product * rstd, mask=exist)
-        tl.store(grad_bias_ptr + field, sum_, mask=exist)
+        found = sum_over_fields(field, products_ptr, sums_ptr, None, of_channel_ptr, channels, BLOCK_FIELDS)
+        deviation = tl.sqrt(tl.load(var_ptr + field, mask=exist, other=1.0) + EPS)
+        tl.store(grad_weight_ptr + field, found[1] / deviation, mask=exist)
+        tl.store(grad_bias_ptr + field, found[2], mask=exist)
 
 
 # ---- fields with a change of basis ----

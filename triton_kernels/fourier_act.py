@@ -99,7 +99,7 @@ def config(dtype, in_size, out_size):
     return {**blocks, "BLOCK_PIXELS": pixels, "BLOCK_SAMPLES": samples, "num_warps": warps, "num_stages": 2}
 
 
-BLOCKS = ((32, 128, 32, 4), (64, 64, 32, 4), (128, 64, 32, 8), (1 << 30, 32, 16, 8))  # (width, pixels, samples, warps)
+BLOCKS = ((32, 128, 32, 4), (64, 64, 32, 4), (1 << 30, 32, 16, 8))  # (width, pixels, samples, warps)
 
 
 def _launch(kernel, op, x, others, a, a_inv, function):
