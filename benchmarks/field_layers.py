@@ -25,8 +25,8 @@ class FieldLayer:
 
     op      that computes it here
     make    make(namespace) -> module
-    passes  how often a training step must read or write a tensor like its input, and one like its output: by default the
-            input twice, its gradient, the output, and its gradient
+    passes  how often a training step must read or write a tensor like its input, and one like its output: by default
+            the input twice, its gradient, the output, and its gradient
     """
     name: str
     op: str
@@ -83,10 +83,14 @@ LAYERS = {case.name: case for case in (
     FieldLayer("inner_c8", "field_norm", partial(_on_type, "C8", "InnerBatchNorm", regular(24)), PLANE, passes=INNER),
     FieldLayer("inner_relu_c8", "field_norm", _norm_then_relu, PLANE, passes=INNER_RELU),
     FieldLayer("iid_so2", "field_norm", partial(_on_type, "SO(2)", "IIDBatchNorm2d", MIXED), PLANE, passes=STATISTICS),
-    FieldLayer("iid_so3", "field_norm", partial(_on_type, "SO(3)", "IIDBatchNorm3d", _polynomials), BALL, 4, STATISTICS),
-    FieldLayer("gnorm_so2", "field_norm", partial(_on_type, "SO(2)", "GNormBatchNorm", MIXED), PLANE, passes=STATISTICS),
-    FieldLayer("normbn_so2", "field_norm", partial(_on_type, "SO(2)", "NormBatchNorm", VECTORS), PLANE, passes=STATISTICS),
-    FieldLayer("normbn_so2_in_turn", "field_norm", partial(_on_type, "SO(2)", "NormBatchNorm", IN_TURN), PLANE, passes=STATISTICS),
+    FieldLayer("iid_so3", "field_norm", partial(_on_type, "SO(3)", "IIDBatchNorm3d", _polynomials), BALL, 4,
+               STATISTICS),
+    FieldLayer("gnorm_so2", "field_norm", partial(_on_type, "SO(2)", "GNormBatchNorm", MIXED), PLANE,
+               passes=STATISTICS),
+    FieldLayer("normbn_so2", "field_norm", partial(_on_type, "SO(2)", "NormBatchNorm", VECTORS), PLANE,
+               passes=STATISTICS),
+    FieldLayer("normbn_so2_in_turn", "field_norm", partial(_on_type, "SO(2)", "NormBatchNorm", IN_TURN), PLANE,
+               passes=STATISTICS),
     FieldLayer("fourier_so2", "fourier_act", partial(
         _fourier, "SO(2)", "FourierPointwise", 16, [(k,) for k in range(4)], N=16, type="regular"), PLANE),
     FieldLayer("fourier_so3", "fourier_act", partial(

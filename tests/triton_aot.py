@@ -1,6 +1,6 @@
 """Compiles every Triton kernel ahead of time, in every configuration: needs no GPU.
 
-    python -m tests.triton_aot [--archs 80 90] [--dtypes fp32 fp64 ...]
+    python -m tests.triton_aot [--archs 80 90] [--dtypes fp32 fp64 ...] [--modules expand_filter ...]
 
 Prints registers, spills and shared memory of each, and fails on any spill. A module of equiconv.triton_kernels names
 its kernels in ahead_of_time(), which yields (kernel, {argument: type}, configuration). "i32:16" is the type of an
@@ -29,9 +29,12 @@ from equiconv import triton_kernels
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
-def variants(dtypes):
-    """(module, place among what it yields, dtypes of the pointers) of all that is to be compiled."""
-    for module in sorted(m.name for m in pkgutil.iter_modules(triton_kernels.__path__)):
+MODULES = sorted(m.name for m in pkgutil.iter_modules(triton_kernels.__path__))
+
+
+def variants(modules, dtypes):
+    """(module, place among what it yields) of all that is to be compiled."""
+    for module in modules:
         yielded = getattr(import_module(f"equiconv.triton_kernels.{module}"), "ahead_of_time", tuple)()
         for i, (_, types, _) in enumerate(yielded):
             used = {t[1:] for t in types.values() if t.startswith("*") and t[1:] not in ("i32", "i64")}
@@ -66,8 +69,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", nargs="+", type=int, default=[80, 90])
     parser.add_argument("--dtypes", nargs="+", default=["fp32", "fp64", "bf16", "fp16"])
+    parser.add_argument("--modules", nargs="+", choices=MODULES, default=MODULES)
     arguments = parser.parse_args()
-    jobs = [(*variant, arch) for variant in variants(arguments.dtypes) for arch in arguments.archs]
+    jobs = [(*variant, arch) for variant in variants(arguments.modules, arguments.dtypes)
+            for arch in arguments.archs]
     failures = 0
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for text, spills in pool.map(compile_variant, *zip(*jobs)):

@@ -13,7 +13,18 @@ import triton.language as tl
 from ..backends import TRITON_INTERPRET
 from ..formats import empty_fields
 from ..reference.field_gate import FIELD, FUNCTIONS
-from .field_tensor import SIZES, blocks_of_program, compute_type, field_blocks, layout_of, place, splits_of
+from .field_tensor import (
+    DTYPES,
+    LAYOUT_TYPES,
+    SIZES,
+    blocks_of_program,
+    compute_type,
+    computed_type,
+    field_blocks,
+    layout_of,
+    place,
+    splits_of,
+)
 from .functions import sigmoid, slope_of, value_of
 from .numbers import to_nearest
 
@@ -95,7 +106,7 @@ def field_gate_bwd_kernel(grad_ptr, x_ptr, gates_ptr, grad_x_ptr, grad_gates_ptr
                           fields_ptr, num_fields, channels, gate_channels, out_channels, total, pixels, splits,
                           FUNCTION: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
                           BLOCK_FIELDS: tl.constexpr, BLOCK_SIZE: tl.constexpr):
-    """partial [splits, fields]: the biases' gradients over the pixels of a program, which are every `splits`-th block."""
+    """partial [splits, fields]: the biases' gradients over the pixels of a program, every `splits`-th block."""
     field, pixel = blocks_of_program(num_fields, total, BLOCK_FIELDS, BLOCK_PIXELS)
     has = field < num_fields
     channel, size = load_column(fields_ptr, field, has, CHANNEL), load_column(fields_ptr, field, has, SIZE)
@@ -218,16 +229,14 @@ def field_gate_bwd(grad, x, gates, bias, fields, elements, function, eps):
 def ahead_of_time():
     """What a GPU may ask for: (kernel, {argument: type}, configuration)."""
     integers = dict.fromkeys(("num_fields", "channels", "gate_channels", "out_channels", "splits", "biases"), "i32")
-    integers |= {"pixels": "i32:16", "total": "i32:16"}
-    for dtype in ("fp32", "fp64", "bf16", "fp16"):
-        computed = "*fp64" if dtype == "fp64" else "*fp32"
-        types = {**dict.fromkeys(("x_ptr", "gates_ptr", "y_ptr", "grad_ptr", "grad_x_ptr", "grad_gates_ptr"), "*" + dtype),
-                 **dict.fromkeys(("bias_ptr", "eps_ptr", "grad_bias_ptr"), computed),
-                 "partial_ptr": "*fp64", "fields_ptr": "*i64", **integers}
+    tensors = ("x_ptr", "gates_ptr", "y_ptr", "grad_ptr", "grad_x_ptr", "grad_gates_ptr")
+    for dtype in DTYPES:
+        types = {**dict.fromkeys(tensors, "*" + dtype), **integers, **LAYOUT_TYPES, "partial_ptr": "*fp64",
+                 **dict.fromkeys(("bias_ptr", "eps_ptr", "grad_bias_ptr"), computed_type(dtype)), "fields_ptr": "*i64"}
         if dtype in ("fp32", "fp64"):
             yield field_gate_bias_kernel, types, FINISH
         for function, channels_last in itertools.product(NAMES, (False, True)):
-            for size in SIZES if function == "gate" else SIZES[:1]:
+            for size in SIZES if function == "gate" and dtype == "fp32" else SIZES[:1]:
                 c = {"FUNCTION": function, "CHANNELS_LAST": channels_last}
                 yield field_gate_kernel, types, {**c, **config(size, 1, channels_last)}
                 yield field_gate_bwd_kernel, types, {**c, **config(size, 1, channels_last, numbers=1024)}

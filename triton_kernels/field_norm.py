@@ -1,9 +1,9 @@
 """field_norm and its statistics in Triton: tiles [pixels, channels].
 
-Statistics read x once, forward and backward read and write each of their tensors once. Sums over pixels take two stages:
-each program makes those of its own pixels, and of the programs that share some channels the last to arrive adds them up,
-in order and in float64, so that the result does not depend on which it is. Variances are merged from those of parts
-(Welford, Chan), which does not cancel where the mean is large.
+Statistics read x once, forward and backward read and write each of their tensors once. Sums over pixels take two
+stages: each program makes those of its own pixels, and of the programs that share some channels the last to arrive
+adds them up, in order and in float64, so that the result does not depend on which it is. Variances are merged from
+those of parts (Welford, Chan), which does not cancel where the mean is large.
 
 Channels that stay in their basis are treated in blocks. Where any field has a change of basis, programs take single
 fields, and multiply by its matrices on tensor cores.
@@ -15,7 +15,16 @@ import triton.language as tl
 from ..backends import TRITON_INTERPRET
 from ..formats import compute_dtype, empty_fields
 from ..reference.field_norm import FIELD
-from .field_tensor import blocks_of_program, compute_type, layout_of, place, splits_of
+from .field_tensor import (
+    DTYPES,
+    LAYOUT_TYPES,
+    blocks_of_program,
+    compute_type,
+    computed_type,
+    layout_of,
+    place,
+    splits_of,
+)
 from .numbers import dot_precision, to_nearest
 
 WIDTH = tl.constexpr(len(FIELD))
@@ -211,8 +220,8 @@ def moments_of(field, means_ptr, vars_ptr, of_channel_ptr, channels, BLOCK: tl.c
 
 @triton.jit
 def inner_kernel(x_ptr, y_ptr, means_ptr, vars_ptr, weight_ptr, bias_ptr, mean_ptr, var_ptr, of_channel_ptr, channels,
-                 fields, total, pixels, splits, EPS: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
-                 BLOCK_CHANNELS: tl.constexpr, BLOCK_FIELDS: tl.constexpr):
+                 fields, total, pixels, splits, EPS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+                 BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_FIELDS: tl.constexpr):
     """y, and by the first programs mean and variance of the fields, from those of the channels, `means` and `vars`."""
     channel, pixel = blocks_of_program(channels, total, BLOCK_CHANNELS, BLOCK_PIXELS)
     has = channel < channels
@@ -234,9 +243,9 @@ def inner_kernel(x_ptr, y_ptr, means_ptr, vars_ptr, weight_ptr, bias_ptr, mean_p
 
 
 @triton.jit
-def inner_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, products_ptr, sums_ptr, weight_ptr, mean_ptr, var_ptr, grad_weight_ptr,
-                     grad_bias_ptr, of_channel_ptr, channels, fields, total, pixels, splits, EPS: tl.constexpr,
-                     CHANNELS_LAST: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+def inner_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, products_ptr, sums_ptr, weight_ptr, mean_ptr, var_ptr,
+                     grad_weight_ptr, grad_bias_ptr, of_channel_ptr, channels, fields, total, pixels, splits,
+                     EPS: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
                      BLOCK_FIELDS: tl.constexpr):
     """grad_x, and by the first programs the gradients of weight and bias, from the sums of the channels."""
     channel, pixel = blocks_of_program(channels, total, BLOCK_CHANNELS, BLOCK_PIXELS)
@@ -276,7 +285,8 @@ def load_matrix(bases_ptr, start, row, column, size):
 def field_of_program(fields_ptr, num_fields):
     """(first channel, size, where Q begins or -1, place among the programs of this field)"""
     row = fields_ptr + tl.program_id(0) % num_fields * WIDTH
-    return tl.load(row + CHANNEL), tl.load(row + SIZE).to(tl.int32), tl.load(row + BASIS), tl.program_id(0) // num_fields
+    size = tl.load(row + SIZE).to(tl.int32)
+    return tl.load(row + CHANNEL), size, tl.load(row + BASIS), tl.program_id(0) // num_fields
 
 
 @triton.jit
@@ -330,8 +340,8 @@ def scaled(x_ptr, scale_ptr, bases_ptr, basis, transposed: tl.constexpr, channel
 
 
 @triton.jit
-def field_moments_kernel(x_ptr, mean_ptr, var_ptr, fields_ptr, bases_ptr, partial_ptr, arrivals_ptr, num_fields, channels,
-                         total, pixels, splits, PRECISION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+def field_moments_kernel(x_ptr, mean_ptr, var_ptr, fields_ptr, bases_ptr, partial_ptr, arrivals_ptr, num_fields,
+                         channels, total, pixels, splits, PRECISION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
                          BLOCK_PIXELS: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_SPLITS: tl.constexpr):
     channel, size, basis, split = field_of_program(fields_ptr, num_fields)
     for first in range(0, size, BLOCK_SIZE):
@@ -403,14 +413,15 @@ def field_norm_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, scale_ptr, grad_scale_ptr
     if is_last(arrivals_ptr + tl.program_id(0) % num_fields, splits):
         for first in range(0, size, BLOCK_SIZE):
             i = first + tl.arange(0, BLOCK_SIZE)
-            finish_sums(partial_ptr, grad_scale_ptr, grad_shift_ptr, channel + i, i < size, channels, splits, BLOCK_SPLITS)
+            finish_sums(partial_ptr, grad_scale_ptr, grad_shift_ptr, channel + i, i < size, channels, splits,
+                        BLOCK_SPLITS)
 
 
 # ---- launchers ----
 
 SPLITS = {"BLOCK_SPLITS": 16}
 IN_INTERPRETER = {"BLOCK_PIXELS": 512, "BLOCK_CHANNELS": 64}  # large: fewer calls
-SIZES = (16, 32, 64)  # of fields with a change of basis, which are filled up with zeros
+SIZES = (16, 32)  # of fields with a change of basis, or of parts of them, which are filled up with zeros
 
 
 def channel_config(channels, channels_last, numbers=2048):
@@ -426,7 +437,7 @@ def field_config(bases, dtype):
     size = next((s for s in SIZES if 2 * s * s >= bases), SIZES[-1])
     if TRITON_INTERPRET:
         return {"BLOCK_PIXELS": IN_INTERPRETER["BLOCK_PIXELS"], "BLOCK_SIZE": size}
-    return {"BLOCK_PIXELS": (1024 if dtype == torch.float64 else 2048) // size, "BLOCK_SIZE": size}
+    return {"BLOCK_PIXELS": 64, "BLOCK_SIZE": size, "num_warps": 4 if size == 16 else 8, "num_stages": 1}
 
 
 class Call:
@@ -506,8 +517,8 @@ def field_norm_inner_bwd(grad, x, weight, mean, var, field_of_channel, eps):
     if call.channels:
         of_channel = field_of_channel.contiguous()
         call.run(affine_bwd_kernel, grad, x, None, None, mean, of_channel, products, sums, **call.sums())
-        call.run(inner_bwd_kernel, grad, x, grad_x, products, sums, weight, mean, var, grad_weight, grad_bias, of_channel,
-                 fields=len(weight), splits=call.splits, EPS=eps, BLOCK_FIELDS=BLOCK_FIELDS)
+        call.run(inner_bwd_kernel, grad, x, grad_x, products, sums, weight, mean, var, grad_weight, grad_bias,
+                 of_channel, fields=len(weight), splits=call.splits, EPS=eps, BLOCK_FIELDS=BLOCK_FIELDS)
     return grad_x, grad_weight, grad_bias
 
 
@@ -516,15 +527,14 @@ BLOCK_FIELDS = 64  # channels that are searched for those of a field at once
 
 def ahead_of_time():
     """What a GPU may ask for: (kernel, {argument: type}, configuration)."""
-    integers = dict.fromkeys(("num_fields", "channels", "fields", "splits"), "i32") | {"pixels": "i32:16", "total": "i32:16"}
-    for name, dtype in (("fp32", torch.float32), ("fp64", torch.float64), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        computed = "*fp64" if name == "fp64" else "*fp32"
+    integers = {**dict.fromkeys(("num_fields", "channels", "fields", "splits"), "i32"), **LAYOUT_TYPES}
+    numbers = ("scale_ptr", "shift_ptr", "grad_scale_ptr", "grad_shift_ptr", "bases_ptr", "means_ptr", "vars_ptr",
+               "mean_ptr", "var_ptr", "weight_ptr", "bias_ptr", "products_ptr", "sums_ptr", "grad_weight_ptr",
+               "grad_bias_ptr")
+    for name, dtype in DTYPES.items():
         tensors = dict.fromkeys(("x_ptr", "y_ptr", "grad_ptr", "grad_x_ptr"), "*" + name)
-        per_channel = dict.fromkeys(("scale_ptr", "shift_ptr", "grad_scale_ptr", "grad_shift_ptr", "bases_ptr", "means_ptr",
-                                     "vars_ptr", "mean_ptr", "var_ptr", "weight_ptr", "bias_ptr", "products_ptr",
-                                     "sums_ptr", "grad_weight_ptr", "grad_bias_ptr"), computed)
-        types = {**tensors, **per_channel, **integers, "partial_ptr": "*fp64", "arrivals_ptr": "*i32",
-                 "fields_ptr": "*i64", "of_channel_ptr": "*i64"}
+        types = {**tensors, **dict.fromkeys(numbers, computed_type(name)), **integers, "partial_ptr": "*fp64",
+                 "arrivals_ptr": "*i32", "fields_ptr": "*i64", "of_channel_ptr": "*i64"}
         plain = {k: t for k, t in types.items() if k not in ("mean_ptr", "of_channel_ptr")}
         centred = {k: t for k, t in types.items() if k not in ("scale_ptr", "grad_x_ptr")}
         for channels_last in (False, True):

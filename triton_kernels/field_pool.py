@@ -13,7 +13,7 @@ import triton.language as tl
 from ..backends import TRITON_INTERPRET
 from ..formats import empty_fields
 from ..reference.field_pool import FIELD
-from .field_tensor import SIZES, blocks_of_program, compute_type, field_blocks, layout_of, place
+from .field_tensor import DTYPES, LAYOUT_TYPES, SIZES, blocks_of_program, compute_type, field_blocks, layout_of, place
 from .numbers import to_nearest
 
 WIDTH = tl.constexpr(len(FIELD))
@@ -138,13 +138,15 @@ def config(size, channels_last):
 
 
 def _launch(kernel, op, x, others, fields, norms):
+    *grads, result = others
     channels, num_fields = x.shape[1], len(fields)
     layout = layout_of(op, x, *others)
     c = config(triton.cdiv(channels, num_fields), layout.channels_last)
     programs = triton.cdiv(num_fields, c["BLOCK_FIELDS"]) * triton.cdiv(layout.total, c["BLOCK_PIXELS"])
     with torch.cuda.device_of(x):
-        kernel[(programs,)](*others[:-1], x, others[-1], fields.contiguous(), num_fields, channels, **layout.arguments(), NORMS=norms, **c)
-    return others[-1]
+        kernel[(programs,)](*grads, x, result, fields.contiguous(), num_fields, channels, **layout.arguments(),
+                            NORMS=norms, **c)
+    return result
 
 
 def field_pool(x, fields, elements, norms):
@@ -163,9 +165,11 @@ def field_pool_bwd(grad, x, fields, elements, norms):
 
 def ahead_of_time():
     """What a GPU may ask for: (kernel, {argument: type}, configuration)."""
-    integers = dict.fromkeys(("num_fields", "channels"), "i32")
-    for dtype, norms, channels_last, size in itertools.product(("fp32", "fp64", "bf16", "fp16"), (False, True), (False, True), (SIZES[0], SIZES[-1])):
+    integers = {**dict.fromkeys(("num_fields", "channels"), "i32"), **LAYOUT_TYPES, "fields_ptr": "*i64"}
+    for dtype, norms, channels_last, size in itertools.product(DTYPES, (False, True), (False, True), SIZES):
+        if size > SIZES[0] and dtype != "fp32":
+            continue
         c = {"NORMS": norms, "CHANNELS_LAST": channels_last, **field_blocks(size, channels_last)}
         tensors = dict.fromkeys(("x_ptr", "y_ptr", "grad_ptr", "grad_x_ptr"), "*" + dtype)
         for kernel in (field_pool_kernel, field_pool_bwd_kernel):
-            yield kernel, {**tensors, "fields_ptr": "*i64", "pixels": "i32:16", "total": "i32:16", **integers}, c
+            yield kernel, {**tensors, **integers}, c

@@ -7,6 +7,7 @@ ELEMENT of the references name their columns.
 import math
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 
@@ -15,6 +16,14 @@ from ..formats import is_channels_last
 PROGRAMS = 1056  # eight for each multiprocessor of a Hopper: the loads of all of them hide each other's latency
 SIZES = (2, 4, 8, 16)  # channels of a field that are treated together
 MAX_SPLITS = 256  # programs whose sums are added by one
+# what ahead_of_time() of the modules needs
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
+LAYOUT_TYPES = {"pixels": "i32:16", "total": "i32:16"}  # of the arguments of a Layout
+
+
+def computed_type(name):
+    """The type of a pointer to numbers that a tensor of this dtype is computed with."""
+    return "*fp64" if name == "fp64" else "*fp32"
 
 
 class Layout(NamedTuple):

@@ -12,7 +12,7 @@ import triton.language as tl
 from ..backends import TRITON_INTERPRET
 from ..formats import empty_fields
 from ..reference.fourier_act import FUNCTIONS
-from .field_tensor import compute_type, layout_of, place
+from .field_tensor import DTYPES, LAYOUT_TYPES, compute_type, computed_type, layout_of, place
 from .functions import slope_of, value_of
 from .numbers import dot_precision, to_nearest
 
@@ -24,7 +24,7 @@ def load_matrix(a_ptr, row, column, rows, columns):
 
 @triton.jit
 def field_of_program(fields, total, BLOCK_PIXELS: tl.constexpr):
-    """(field, pixels [BLOCK_PIXELS, 1], which of them exist): fields of the same pixels in turn, as they lie together."""
+    """(field, pixels [BLOCK_PIXELS, 1], which of them exist): the fields of the same pixels in turn."""
     pixel = tl.program_id(0) // fields * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)[:, None]
     return tl.program_id(0) % fields, pixel, pixel < total
 
@@ -127,15 +127,13 @@ def fourier_act_bwd(grad, x, a, a_inv, function):
 
 def ahead_of_time():
     """What a GPU may ask for: (kernel, {argument: type}, configuration)."""
-    integers = dict.fromkeys(("fields", "in_size", "samples", "out_size"), "i32") | {"pixels": "i32:16", "total": "i32:16"}
-    dtypes = (("fp32", torch.float32, ("tf32x3", "tf32")), ("fp64", torch.float64, ("ieee",)),
-              ("bf16", torch.bfloat16, ("bf16x3",)), ("fp16", torch.float16, ("bf16x3",)))
-    for name, dtype, precisions in dtypes:
-        computed = "*fp64" if name == "fp64" else "*fp32"
+    integers = {**dict.fromkeys(("fields", "in_size", "samples", "out_size"), "i32"), **LAYOUT_TYPES}
+    # every function at one width, and every width with one of them
+    cases = [(width, "elu") for width in WIDTHS] + [(WIDTHS[0], function) for function in NAMES if function != "elu"]
+    for name, dtype in DTYPES.items():
         types = {**dict.fromkeys(("x_ptr", "y_ptr", "grad_ptr", "grad_x_ptr"), "*" + name),
-                 **dict.fromkeys(("a_ptr", "a_inv_ptr"), computed), **integers}
-        # every width, and every function at one of them
-        cases = [(width, "elu") for width in WIDTHS] + [(16, function) for function in NAMES if function != "elu"]
+                 **dict.fromkeys(("a_ptr", "a_inv_ptr"), computed_type(name)), **integers}
+        precisions = {"fp32": ("tf32x3", "tf32"), "fp64": ("ieee",)}.get(name, ("bf16x3",))
         for (width, function), precision, channels_last in itertools.product(cases, precisions, (False, True)):
             c = {**config(dtype, width, width), "FUNCTION": function, "PRECISION": precision,
                  "CHANNELS_LAST": channels_last}

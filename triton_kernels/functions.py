@@ -7,7 +7,8 @@ import triton.language as tl
 INVERSE_FACTORIAL = tl.constexpr(tuple(1 / math.factorial(k) for k in range(15)))
 LOG2_E = tl.constexpr(math.log2(math.e))
 LOG_2, LOG_2_REST = tl.constexpr(float.fromhex("0x1.62e4p-1")), tl.constexpr(float.fromhex("0x1.7f7d1cp-20"))
-LOG_2_DOUBLE, LOG_2_REST_DOUBLE = (tl.constexpr(float.fromhex(h)) for h in ("0x1.62e42fefap-1", "0x1.cf79abc9e3b3ap-40"))
+LOG_2_DOUBLE = tl.constexpr(float.fromhex("0x1.62e42fefap-1"))
+LOG_2_REST_DOUBLE = tl.constexpr(float.fromhex("0x1.cf79abc9e3b3ap-40"))
 
 
 @triton.jit
@@ -48,7 +49,7 @@ def tanh(x):
 
 @triton.jit
 def softplus(x):
-    """log(1 + exp(x)), above 20 the identity, as in torch: max(x, 0) + 2 atanh(z) with z = u / (u + 2), u = exp(-|x|)."""
+    """log(1 + exp(x)), above 20 the identity, as in torch: max(x, 0) + 2 atanh(u / (u + 2)) with u = exp(-|x|)."""
     u = expm1(-tl.abs(x)) + 1
     z = u / (u + 2)
     TERMS: tl.constexpr = 18 if x.dtype == tl.float64 else 9  # of the series: z <= 1 / 3

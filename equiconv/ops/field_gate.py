@@ -54,7 +54,8 @@ _fwd = library.define(
     on_backends("field_gate", "field_gate"), fake=_fake, setup_context=_setup_context, backward=_backward)
 _bwd = library.define(
     "field_gate_bwd", f"(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
-    on_backends("field_gate", "field_gate_bwd"), fake=_bwd_fake, setup_context=_bwd_setup_context, backward=_bwd_backward)
+    on_backends("field_gate", "field_gate_bwd"), fake=_bwd_fake, setup_context=_bwd_setup_context,
+    backward=_bwd_backward)
 
 
 def field_gate(x, bias, fields, elements, function, out_channels, *, gates=None, eps=None, backend=None):

@@ -96,18 +96,22 @@ _fwd = library.define(
     on_backends("field_norm", "field_norm"), fake=_fake, setup_context=_setup_context, backward=_backward)
 _bwd = library.define(
     "field_norm_bwd", f"(Tensor grad, Tensor x, Tensor scale, {_TABLES}) -> (Tensor, Tensor, Tensor)",
-    on_backends("field_norm", "field_norm_bwd"), fake=_bwd_fake, setup_context=_bwd_setup_context, backward=_bwd_backward)
+    on_backends("field_norm", "field_norm_bwd"), fake=_bwd_fake, setup_context=_bwd_setup_context,
+    backward=_bwd_backward)
 _moments = library.define(
     "field_norm_moments", f"(Tensor x, {_TABLES}) -> (Tensor, Tensor)",
-    on_backends("field_norm", "field_norm_moments"), fake=_moments_fake, setup_context=_moments_setup_context, backward=_moments_backward)
+    on_backends("field_norm", "field_norm_moments"), fake=_moments_fake, setup_context=_moments_setup_context,
+    backward=_moments_backward)
 _inner = library.define(
     "field_norm_inner", "(Tensor x, Tensor weight, Tensor bias, Tensor field_of_channel, float eps) "
     "-> (Tensor, Tensor, Tensor)",
-    on_backends("field_norm", "field_norm_inner"), fake=_inner_fake, setup_context=_inner_setup_context, backward=_inner_backward)
+    on_backends("field_norm", "field_norm_inner"), fake=_inner_fake, setup_context=_inner_setup_context,
+    backward=_inner_backward)
 _inner_bwd = library.define(
     "field_norm_inner_bwd", "(Tensor grad, Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor field_of_channel, "
     "float eps) -> (Tensor, Tensor, Tensor)",
-    on_backends("field_norm", "field_norm_inner_bwd"), fake=_inner_bwd_fake, setup_context=_inner_bwd_setup_context, backward=_inner_bwd_backward)
+    on_backends("field_norm", "field_norm_inner_bwd"), fake=_inner_bwd_fake, setup_context=_inner_bwd_setup_context,
+    backward=_inner_bwd_backward)
 
 
 def field_norm(x, scale, shift, fields, bases, *, backend=None):
