@@ -25,10 +25,10 @@ lint: .venv/ready
 	$(PY) -m ruff check --output-format concise .
 
 gpu:
-	timeout --foreground 900 $(MAKE) --no-print-directory gpu-steps
+	timeout --foreground 590 $(MAKE) --no-print-directory gpu-steps
 gpu-steps:
 	$(PYTHON) setup.py -q build_ext --inplace
-	$(PYTHON) -m pytest -q -m "cuda or triton"
+	$(PYTHON) -m pytest -q -m "(cuda or triton) and not slow"
 	$(PYTHON) -m benchmarks.run $(GPU_BENCH)
 	for layout in contiguous channels_last; do $(PYTHON) -m benchmarks.run $(GPU_FIELDS_BENCH) --layout $$layout || exit; done
 

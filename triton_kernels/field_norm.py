@@ -245,8 +245,8 @@ def inner_kernel(x_ptr, y_ptr, means_ptr, vars_ptr, weight_ptr, bias_ptr, mean_p
 @triton.jit
 def inner_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, products_ptr, sums_ptr, weight_ptr, mean_ptr, var_ptr,
                      grad_weight_ptr, grad_bias_ptr, of_channel_ptr, channels, fields, total, pixels, splits,
-                     EPS: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
-                     BLOCK_FIELDS: tl.constexpr):
+                     EPS: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
+                     BLOCK_CHANNELS: tl.constexpr, BLOCK_FIELDS: tl.constexpr):
     """grad_x, and by the first programs the gradients of weight and bias, from the sums of the channels."""
     channel, pixel = blocks_of_program(channels, total, BLOCK_CHANNELS, BLOCK_PIXELS)
     has = channel < channels
