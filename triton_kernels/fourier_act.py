@@ -94,7 +94,7 @@ def config(dtype, in_size, out_size):
     blocks = {"BLOCK_IN": block_in, "BLOCK_OUT": block_out}
     if TRITON_INTERPRET:
         return {**IN_INTERPRETER, **blocks}
-    width = max(block_in, block_out) * (2 if dtype == torch.float64 else 1)
+    width = max(block_in, block_out) * (4 if dtype == torch.float64 else 1)
     pixels, samples, warps = next(c for limit, *c in BLOCKS if width <= limit)
     return {**blocks, "BLOCK_PIXELS": pixels, "BLOCK_SAMPLES": samples, "num_warps": warps, "num_stages": 2}
 
