@@ -96,7 +96,8 @@ def config(dtype, in_size, out_size):
         return {**IN_INTERPRETER, **blocks}
     width = max(block_in, block_out) * (4 if dtype == torch.float64 else 1)
     pixels, samples, warps = next(c for limit, *c in BLOCKS if width <= limit)
-    return {**blocks, "BLOCK_PIXELS": pixels, "BLOCK_SAMPLES": samples, "num_warps": warps, "num_stages": 2}
+    return {**blocks, "BLOCK_PIXELS": pixels, "BLOCK_SAMPLES": samples, "num_warps": warps, "num_stages": 2,
+            "maxnreg": 255}  # or ptxas spills to fit one more block into a multiprocessor
 
 
 BLOCKS = ((32, 128, 32, 4), (64, 64, 32, 4), (1 << 30, 32, 16, 8))  # (width, pixels, samples, warps)
