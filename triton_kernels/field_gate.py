@@ -185,8 +185,10 @@ IN_INTERPRETER = {"BLOCK_PIXELS": 256, "BLOCK_FIELDS": 8, "BLOCK_SIZE": 8}  # la
 FINISH = {"BLOCK_BIASES": 32, "BLOCK_FIELDS": 32, "BLOCK_SPLITS": 32}
 
 
-def config(elements, fields, channels_last, numbers=2048):
-    return IN_INTERPRETER if TRITON_INTERPRET else field_blocks(triton.cdiv(elements, fields), channels_last, numbers)
+def config(elements, fields, channels_last, dtype, numbers=2048):
+    if TRITON_INTERPRET:
+        return IN_INTERPRETER
+    return field_blocks(triton.cdiv(elements, fields), channels_last, dtype, numbers)
 
 
 def field_gate(x, gates, bias, fields, elements, function, eps, out_channels):
@@ -195,7 +197,7 @@ def field_gate(x, gates, bias, fields, elements, function, eps, out_channels):
     layout = layout_of("field_gate", x, *given)
     if y.numel() and len(fields):
         gates = x if gates is None else gates
-        c = config(len(elements), len(fields), layout.channels_last)
+        c = config(len(elements), len(fields), layout.channels_last, x.dtype)
         blocks = triton.cdiv(layout.total, c["BLOCK_PIXELS"]) * triton.cdiv(len(fields), c["BLOCK_FIELDS"])
         with torch.cuda.device_of(x):
             field_gate_kernel[(blocks,)](
@@ -212,7 +214,7 @@ def field_gate_bwd(grad, x, gates, bias, fields, elements, function, eps):
     if not layout.total or not len(fields):
         return grad_x, grad_gates, grad_bias
     gates, to_gates = (x, grad_x) if gates is None else (gates, grad_gates)
-    c = config(len(elements), len(fields), layout.channels_last, numbers=1024)
+    c = config(len(elements), len(fields), layout.channels_last, x.dtype, numbers=1024)
     field_blocks = triton.cdiv(len(fields), c["BLOCK_FIELDS"])
     splits = splits_of(layout, field_blocks, c["BLOCK_PIXELS"])
     partial = x.new_empty(0 if bias is None else splits, len(fields), dtype=torch.float64)
@@ -238,5 +240,5 @@ def ahead_of_time():
         for function, channels_last in itertools.product(NAMES, (False, True)):
             for size in SIZES if function == "gate" and dtype == "fp32" else SIZES[:1]:
                 c = {"FUNCTION": function, "CHANNELS_LAST": channels_last}
-                yield field_gate_kernel, types, {**c, **config(size, 1, channels_last)}
-                yield field_gate_bwd_kernel, types, {**c, **config(size, 1, channels_last, numbers=1024)}
+                yield field_gate_kernel, types, {**c, **config(size, 1, channels_last, DTYPES[dtype])}
+                yield field_gate_bwd_kernel, types, {**c, **config(size, 1, channels_last, DTYPES[dtype], 1024)}

@@ -133,15 +133,15 @@ def field_pool_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, fields_ptr, num_fields, c
 IN_INTERPRETER = {"BLOCK_PIXELS": 256, "BLOCK_FIELDS": 8, "BLOCK_SIZE": 8}  # large: fewer calls
 
 
-def config(size, channels_last):
-    return IN_INTERPRETER if TRITON_INTERPRET else field_blocks(size, channels_last)
+def config(size, channels_last, dtype):
+    return IN_INTERPRETER if TRITON_INTERPRET else field_blocks(size, channels_last, dtype)
 
 
 def _launch(kernel, op, x, others, fields, norms):
     *grads, result = others
     channels, num_fields = x.shape[1], len(fields)
     layout = layout_of(op, x, *others)
-    c = config(triton.cdiv(channels, num_fields), layout.channels_last)
+    c = config(triton.cdiv(channels, num_fields), layout.channels_last, x.dtype)
     programs = triton.cdiv(num_fields, c["BLOCK_FIELDS"]) * triton.cdiv(layout.total, c["BLOCK_PIXELS"])
     with torch.cuda.device_of(x):
         kernel[(programs,)](*grads, x, result, fields.contiguous(), num_fields, channels, **layout.arguments(),
@@ -169,7 +169,7 @@ def ahead_of_time():
     for dtype, norms, channels_last, size in itertools.product(DTYPES, (False, True), (False, True), SIZES):
         if size > SIZES[0] and dtype != "fp32":
             continue
-        c = {"NORMS": norms, "CHANNELS_LAST": channels_last, **field_blocks(size, channels_last)}
+        c = {"NORMS": norms, "CHANNELS_LAST": channels_last, **field_blocks(size, channels_last, DTYPES[dtype])}
         tensors = dict.fromkeys(("x_ptr", "y_ptr", "grad_ptr", "grad_x_ptr"), "*" + dtype)
         for kernel in (field_pool_kernel, field_pool_bwd_kernel):
             yield kernel, {**tensors, **integers}, c

@@ -79,14 +79,16 @@ def blocks_of_program(rows, total, BLOCK_ROWS: tl.constexpr, BLOCK_PIXELS: tl.co
     return row, tl.program_id(0) // row_blocks * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
 
 
-def field_blocks(size, channels_last, numbers=2048):
+def field_blocks(size, channels_last, dtype, numbers=2048):
     """{BLOCK_PIXELS, BLOCK_FIELDS, BLOCK_SIZE} of tiles of so many numbers, for fields of about `size` channels.
 
-    The neighbours in memory, 128 bytes of them or more, are in one tile.
+    The neighbours in memory, 128 bytes of them or more, are in one tile. Tiles of float64 have half as many numbers.
     """
+    numbers //= 2 if dtype == torch.float64 else 1
     block_size = min(SIZES[-1], max(SIZES[0], triton.next_power_of_2(size)))
     block_fields = (128 if channels_last else 16) // block_size
-    return dict(BLOCK_PIXELS=numbers // (block_fields * block_size), BLOCK_FIELDS=block_fields, BLOCK_SIZE=block_size)
+    return dict(BLOCK_PIXELS=numbers // (block_fields * block_size), BLOCK_FIELDS=block_fields, BLOCK_SIZE=block_size,
+                maxnreg=255)
 
 
 def splits_of(layout, row_blocks, block_pixels):
