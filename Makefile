@@ -5,6 +5,7 @@ TORCH ?= torch==2.13.0# installed where neither .venv nor $(PYTHON) has a torch 
 DEMO ?=
 BENCH ?=
 GPU_BENCH ?= --preset gpu
+GPU_FIELDS_BENCH ?= --preset gpu-fields
 PY := .venv/bin/python
 PIP := $(PY) -m pip install -q --disable-pip-version-check
 BUILD := $(PY) setup.py -q build_ext --inplace
@@ -24,11 +25,12 @@ lint: .venv/ready
 	$(PY) -m ruff check --output-format concise .
 
 gpu:
-	timeout --foreground 480 $(MAKE) --no-print-directory gpu-steps
+	timeout --foreground 590 $(MAKE) --no-print-directory gpu-steps
 gpu-steps:
 	$(PYTHON) setup.py -q build_ext --inplace
-	$(PYTHON) -m pytest -q -m "cuda or triton"
+	$(PYTHON) -m pytest -q -m "(cuda or triton) and not slow"
 	$(PYTHON) -m benchmarks.run $(GPU_BENCH)
+	for layout in contiguous channels_last; do $(PYTHON) -m benchmarks.run $(GPU_FIELDS_BENCH) --layout $$layout || exit; done
 
 # The first of these that escnn's dependencies support.
 BASE = $(shell for p in $(PYTHON) python3.13 python3.12 python3.11 python3.10; do \

@@ -25,12 +25,15 @@ class FieldLayer:
 
     op      that computes it here
     make    make(namespace) -> module
+    passes  how often a training step must read or write a tensor like its input, and one like its output: by default
+            the input twice, its gradient, the output, and its gradient
     """
     name: str
     op: str
     make: object
     size: tuple
     batch: int = 16
+    passes: tuple = (3, 2)
     source: str = ""
 
     @property
@@ -38,7 +41,8 @@ class FieldLayer:
         return type(self.build(escnn.nn)).__name__
 
     def batch_on(self, device):
-        return self.batch
+        """More than caches hold on a GPU, whose memory is what limits these layers."""
+        return self.batch * (16 if torch.device(device).type == "cuda" else 1)
 
     def build(self, namespace):
         torch.manual_seed(0)
@@ -71,17 +75,22 @@ def _fourier(name, kind, channels, frequencies, nn, **grid):
     return getattr(nn, kind)(space(name), channels, frequencies, **grid)
 
 
+STATISTICS, INNER, INNER_RELU = (4, 2), (5, 3), (5, 8)  # passes: statistics of x; and of its gradient; and then ReLU
 PLANE, BALL = (29, 29), (15, 15, 15)
 MIXED, VECTORS = irreps(0, 1, 2, 3, fields=16), irreps(1, 2, fields=32)
 IN_TURN = alternating(irreps(1, fields=32), irreps(2, fields=32))
 LAYERS = {case.name: case for case in (
-    FieldLayer("inner_c8", "field_norm", partial(_on_type, "C8", "InnerBatchNorm", regular(24)), PLANE),
-    FieldLayer("inner_relu_c8", "field_norm", _norm_then_relu, PLANE),
-    FieldLayer("iid_so2", "field_norm", partial(_on_type, "SO(2)", "IIDBatchNorm2d", MIXED), PLANE),
-    FieldLayer("iid_so3", "field_norm", partial(_on_type, "SO(3)", "IIDBatchNorm3d", _polynomials), BALL, 4),
-    FieldLayer("gnorm_so2", "field_norm", partial(_on_type, "SO(2)", "GNormBatchNorm", MIXED), PLANE),
-    FieldLayer("normbn_so2", "field_norm", partial(_on_type, "SO(2)", "NormBatchNorm", VECTORS), PLANE),
-    FieldLayer("normbn_so2_in_turn", "field_norm", partial(_on_type, "SO(2)", "NormBatchNorm", IN_TURN), PLANE),
+    FieldLayer("inner_c8", "field_norm", partial(_on_type, "C8", "InnerBatchNorm", regular(24)), PLANE, passes=INNER),
+    FieldLayer("inner_relu_c8", "field_norm", _norm_then_relu, PLANE, passes=INNER_RELU),
+    FieldLayer("iid_so2", "field_norm", partial(_on_type, "SO(2)", "IIDBatchNorm2d", MIXED), PLANE, passes=STATISTICS),
+    FieldLayer("iid_so3", "field_norm", partial(_on_type, "SO(3)", "IIDBatchNorm3d", _polynomials), BALL, 4,
+               STATISTICS),
+    FieldLayer("gnorm_so2", "field_norm", partial(_on_type, "SO(2)", "GNormBatchNorm", MIXED), PLANE,
+               passes=STATISTICS),
+    FieldLayer("normbn_so2", "field_norm", partial(_on_type, "SO(2)", "NormBatchNorm", VECTORS), PLANE,
+               passes=STATISTICS),
+    FieldLayer("normbn_so2_in_turn", "field_norm", partial(_on_type, "SO(2)", "NormBatchNorm", IN_TURN), PLANE,
+               passes=STATISTICS),
     FieldLayer("fourier_so2", "fourier_act", partial(
         _fourier, "SO(2)", "FourierPointwise", 16, [(k,) for k in range(4)], N=16, type="regular"), PLANE),
     FieldLayer("fourier_so3", "fourier_act", partial(
@@ -94,24 +103,39 @@ LAYERS = {case.name: case for case in (
 )}
 
 
-def measure(case, device, dtype, budget_s, timed, layout="contiguous"):
+def measure(case, device, dtype, budget_s, timed, bytes_per_s, layout="contiguous"):
     """Rows of the training step of a FieldLayer. Raises Differs, before anything is timed, where the methods differ.
 
-    timed  timed(functions, device, budget_s) -> {method: columns of a Row}
+    timed        timed(functions, device, budget_s) -> {method: columns of a Row}
+    bytes_per_s  of a large copy on that device: what the least number of bytes takes is the floor of equiconv
     """
     precision = lookup(dtype, device)
     with torch_switches(precision):
-        functions = {method: layer.training for method, layer in _layers(case, device, precision, layout).items()}
+        layers = _layers(case, device, precision, layout)
+        functions = {method: layer.training for method, layer in layers.items()}
         expected = functions["escnn"]()
         error = check(f"{case.name}, equiconv", functions["equiconv"](), expected, precision.tolerance)
         rows = timed(functions, device, budget_s)
+        rows["equiconv"].update(_of_a_copy(_bytes(case, layers["equiconv"]), rows["equiconv"], bytes_per_s))
         if torch.device(device).type == "cpu":
             for method, function in functions.items():
                 rows[method]["memory_mb"] = peak_memory_on_cpu(function) * 1e-6
         return [Row(case=case.name, source=case.source, op=case.op, mode="training", dtype=dtype, layout=layout,
-                    batch=case.batch, size="x".join(map(str, case.size)), method=method, **columns,
+                    batch=case.batch_on(device), size="x".join(map(str, case.size)), method=method, **columns,
                     error=error if method == "equiconv" else "")
                 for method, columns in rows.items()]
+
+
+def _bytes(case, layer):
+    """That a training step must move."""
+    return case.passes[0] * layer.x.nbytes + case.passes[1] * layer.grad.nbytes
+
+
+def _of_a_copy(bytes, columns, bytes_per_s):
+    """Columns about these bytes: how fast they were moved, beside a copy of as many."""
+    speed = bytes / (columns["median_ms"] * 1e-3)
+    return dict(mbytes=bytes * 1e-6, floor_ms=bytes / bytes_per_s * 1e3, peak_gbytes_s=bytes_per_s * 1e-9,
+                note=f"{speed * 1e-9:.0f} GB/s, {speed / bytes_per_s:.0%} of a copy's")
 
 
 def _layers(case, device, precision, layout):
@@ -119,7 +143,7 @@ def _layers(case, device, precision, layout):
     modules = {method: case.build(namespace).to(device, precision.parameters).train()
                for method, namespace in zip(METHODS, (escnn.nn, equiconv_nn()))}
     in_type = modules["escnn"].in_type
-    x = torch.randn(case.batch, in_type.size, *case.size, device=device, dtype=precision.activations)
+    x = torch.randn(case.batch_on(device), in_type.size, *case.size, device=device, dtype=precision.activations)
     if layout == "channels_last":
         x = x.contiguous(memory_format={2: torch.channels_last, 3: torch.channels_last_3d}[len(case.size)])
     x.requires_grad_()

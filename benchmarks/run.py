@@ -20,7 +20,6 @@ from .precision import PRECISIONS, lookup
 from .registry import OPS, PRESETS, matches, select
 from .table import table
 
-MEASURED_WHOLE = {field_layers.FieldLayer: field_layers.measure, network_steps.Network: network_steps.measure}
 console = Console(width=None if sys.stdout.isatty() else 160)
 app = typer.Typer(add_completion=False)
 
@@ -39,13 +38,16 @@ class Run:
         """Rows of one case; of its construction where dtype is None. Raises Differs."""
         if dtype is None:
             return measure_construction(case, _methods_that_build(), console.print)
-        if type(case) in MEASURED_WHOLE:
-            return MEASURED_WHOLE[type(case)](case, self.device, dtype, self.budget_s, timed, self.layout)
+        if isinstance(case, network_steps.Network):
+            return network_steps.measure(case, self.device, dtype, self.budget_s, timed, self.layout)
         if dtype not in self.peaks:
             self.peaks[dtype] = found = machine.measure_peaks(self.device, lookup(dtype, self.device))
             console.print(f"{dtype}: a large matrix product {found.flops_per_s * 1e-9:.0f} GFLOP/s, "
                           f"a large copy {found.bytes_per_s * 1e-9:.1f} GB/s")
-        return measure(case, self.device, dtype, self.ops, self.budget_s, self.peaks[dtype], self.layout,
+        peaks = self.peaks[dtype]
+        if isinstance(case, field_layers.FieldLayer):
+            return field_layers.measure(case, self.device, dtype, self.budget_s, timed, peaks.bytes_per_s, self.layout)
+        return measure(case, self.device, dtype, self.ops, self.budget_s, peaks, self.layout,
                        matches(case.name, self.compiled), console.print)
 
 

@@ -50,7 +50,7 @@ def test_configurations(monkeypatch, config, dtype, programs, splits):
 
 
 @pytest.mark.parametrize("arguments", [
-    pytest.param(["--archs", "90", "--dtypes", "fp32"], id="sm_90"),
+    pytest.param(["--archs", "90", "--dtypes", "fp32", "--modules", "expand_filter"], id="sm_90"),
     pytest.param([], id="all", marks=pytest.mark.slow),
 ])
 def test_ahead_of_time(arguments):

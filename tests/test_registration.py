@@ -42,6 +42,8 @@ def test_every_schema_has_an_implementation(op):
 def test_every_schema_of_the_cpu_has_an_implementation(op):
     assert has_kernel(f"equiconv::{op}", "CPU") == backends.HAS_NATIVE["cpu"]
     assert not has_kernel(f"equiconv::{op}", "CUDA") and has_kernel(f"equiconv::{op}", "Autograd")
+    if op.startswith(("field", "fourier")):
+        assert has_kernel(f"equiconv::{op}.triton", "CUDA") and has_kernel(f"equiconv::{op}.triton", "Autograd")
 
 
 def test_cuda_glue_takes_the_schemas_arguments():

@@ -11,6 +11,7 @@ import triton.language as tl
 from ..backends import TRITON_INTERPRET
 from ..layout.plan import PAIR
 from ..reference.expand_filter import memory_format
+from .numbers import to_nearest
 
 WIDTH = tl.constexpr(len(PAIR))
 WEIGHTS, PATHS, OUT_FIELDS, IN_FIELDS, OUT_SIZE, IN_SIZE, OUT_CHANNELS, IN_CHANNELS, OUT_BASIS, IN_BASIS, BLOCKS = (
@@ -18,19 +19,6 @@ WEIGHTS, PATHS, OUT_FIELDS, IN_FIELDS, OUT_SIZE, IN_SIZE, OUT_CHANNELS, IN_CHANN
         "weights_start", "paths", "out_fields", "in_fields", "out_size", "in_size", "out_channels_start",
         "in_channels_start", "out_basis_start", "in_basis_start", "blocks_start"))
 SIZES = ("num_pairs", "taps", "weights", "stride_out", "stride_in", "stride_tap")  # one kernel for all layers
-
-
-INTERPRETED = tl.constexpr(TRITON_INTERPRET)
-
-
-@triton.jit
-def to_nearest(x, dtype: tl.constexpr):
-    """x.to(dtype). The interpreter truncates to bfloat16, so there the bits are rounded first, ties to even."""
-    if INTERPRETED and dtype == tl.bfloat16:
-        bits = x.to(tl.float32).to(tl.int32, bitcast=True)
-        bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16 << 16
-        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
-    return x.to(dtype)
 
 
 @triton.jit

@@ -4,7 +4,7 @@ from .. import library
 from ..formats import compute_dtype, dense, empty_fields, like
 from ..reference import field_gate as reference
 from ..reference.field_gate import ELEMENT, FIELD
-from .on_fields import check_fields, check_table, pick
+from .on_fields import check_fields, check_table, on_backends, pick
 
 FUNCTIONS = tuple(reference.FUNCTIONS)
 
@@ -51,10 +51,11 @@ def _bwd_backward(ctx, backend, *grads):
 _ARGUMENTS = "Tensor x, Tensor? gates, Tensor? bias, Tensor fields, Tensor elements, int function, Tensor? eps"
 _fwd = library.define(
     "field_gate", f"({_ARGUMENTS}, SymInt out_channels) -> Tensor",
-    {"native": None}, fake=_fake, setup_context=_setup_context, backward=_backward)
+    on_backends("field_gate", "field_gate"), fake=_fake, setup_context=_setup_context, backward=_backward)
 _bwd = library.define(
     "field_gate_bwd", f"(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
-    {"native": None}, fake=_bwd_fake, setup_context=_bwd_setup_context, backward=_bwd_backward)
+    on_backends("field_gate", "field_gate_bwd"), fake=_bwd_fake, setup_context=_bwd_setup_context,
+    backward=_bwd_backward)
 
 
 def field_gate(x, bias, fields, elements, function, out_channels, *, gates=None, eps=None, backend=None):

@@ -4,7 +4,7 @@ from .. import library
 from ..formats import compute_dtype, dense, empty_fields, like
 from ..reference import field_norm as reference
 from ..reference.field_norm import FIELD
-from .on_fields import check_fields, check_table, pick
+from .on_fields import check_fields, check_table, on_backends, pick
 
 
 def _fake(x, scale, shift, fields, bases):
@@ -93,21 +93,25 @@ def _inner_bwd_backward(ctx, backend, *grads):
 _TABLES = "Tensor fields, Tensor bases"
 _fwd = library.define(
     "field_norm", f"(Tensor x, Tensor scale, Tensor shift, {_TABLES}) -> Tensor",
-    {"native": None}, fake=_fake, setup_context=_setup_context, backward=_backward)
+    on_backends("field_norm", "field_norm"), fake=_fake, setup_context=_setup_context, backward=_backward)
 _bwd = library.define(
     "field_norm_bwd", f"(Tensor grad, Tensor x, Tensor scale, {_TABLES}) -> (Tensor, Tensor, Tensor)",
-    {"native": None}, fake=_bwd_fake, setup_context=_bwd_setup_context, backward=_bwd_backward)
+    on_backends("field_norm", "field_norm_bwd"), fake=_bwd_fake, setup_context=_bwd_setup_context,
+    backward=_bwd_backward)
 _moments = library.define(
     "field_norm_moments", f"(Tensor x, {_TABLES}) -> (Tensor, Tensor)",
-    {"native": None}, fake=_moments_fake, setup_context=_moments_setup_context, backward=_moments_backward)
+    on_backends("field_norm", "field_norm_moments"), fake=_moments_fake, setup_context=_moments_setup_context,
+    backward=_moments_backward)
 _inner = library.define(
     "field_norm_inner", "(Tensor x, Tensor weight, Tensor bias, Tensor field_of_channel, float eps) "
     "-> (Tensor, Tensor, Tensor)",
-    {"native": None}, fake=_inner_fake, setup_context=_inner_setup_context, backward=_inner_backward)
+    on_backends("field_norm", "field_norm_inner"), fake=_inner_fake, setup_context=_inner_setup_context,
+    backward=_inner_backward)
 _inner_bwd = library.define(
     "field_norm_inner_bwd", "(Tensor grad, Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor field_of_channel, "
     "float eps) -> (Tensor, Tensor, Tensor)",
-    {"native": None}, fake=_inner_bwd_fake, setup_context=_inner_bwd_setup_context, backward=_inner_bwd_backward)
+    on_backends("field_norm", "field_norm_inner_bwd"), fake=_inner_bwd_fake, setup_context=_inner_bwd_setup_context,
+    backward=_inner_bwd_backward)
 
 
 def field_norm(x, scale, shift, fields, bases, *, backend=None):

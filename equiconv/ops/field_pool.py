@@ -4,7 +4,7 @@ from .. import library
 from ..formats import compute_dtype, dense, empty_fields, like
 from ..reference import field_pool as reference
 from ..reference.field_pool import ELEMENT, FIELD
-from .on_fields import check_fields, check_table, pick
+from .on_fields import check_fields, check_table, on_backends, pick
 
 
 def _fake(x, fields, elements, norms):
@@ -44,10 +44,10 @@ def _bwd_backward(ctx, backend, grad_grad_x):
 
 _fwd = library.define(
     "field_pool", "(Tensor x, Tensor fields, Tensor elements, bool norms) -> Tensor",
-    {"native": None}, fake=_fake, setup_context=_setup_context, backward=_backward)
+    on_backends("field_pool", "field_pool"), fake=_fake, setup_context=_setup_context, backward=_backward)
 _bwd = library.define(
     "field_pool_bwd", "(Tensor grad, Tensor x, Tensor fields, Tensor elements, bool norms) -> Tensor",
-    {"native": None}, fake=_bwd_fake, setup_context=_setup_context, backward=_bwd_backward)
+    on_backends("field_pool", "field_pool_bwd"), fake=_bwd_fake, setup_context=_setup_context, backward=_bwd_backward)
 
 
 def field_pool(x, fields, elements, norms, *, backend=None):

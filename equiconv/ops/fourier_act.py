@@ -1,7 +1,7 @@
 from .. import library
 from ..formats import compute_dtype, dense, empty_fields, like
 from ..reference import fourier_act as reference
-from .on_fields import check_fields, pick
+from .on_fields import check_fields, on_backends, pick
 
 FUNCTIONS = tuple(reference.FUNCTIONS)
 
@@ -35,10 +35,10 @@ def _bwd_backward(ctx, backend, grad_grad_x):
 
 _fwd = library.define(
     "fourier_act", "(Tensor x, Tensor a, Tensor a_inv, int function) -> Tensor",
-    {"native": None}, fake=_fake, setup_context=_setup_context, backward=_backward)
+    on_backends("fourier_act", "fourier_act"), fake=_fake, setup_context=_setup_context, backward=_backward)
 _bwd = library.define(
     "fourier_act_bwd", "(Tensor grad, Tensor x, Tensor a, Tensor a_inv, int function) -> Tensor",
-    {"native": None}, fake=_bwd_fake, setup_context=_setup_context, backward=_bwd_backward)
+    on_backends("fourier_act", "fourier_act_bwd"), fake=_bwd_fake, setup_context=_setup_context, backward=_bwd_backward)
 
 
 def fourier_act(x, a, a_inv, function, *, backend=None):

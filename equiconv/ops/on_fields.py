@@ -1,11 +1,20 @@
 """What the ops on fields, [B, channels, *spatial], share: the choice of their backend and checks of their arguments."""
+from importlib import import_module
+
 import torch
 
 from .. import backends
 from ..formats import FLOATING
 
-_AVAILABLE = ("native",)
+_AVAILABLE = ("native", "triton")
 _DEFAULTS = backends.defaults(_AVAILABLE, ("cpu",))
+
+
+def on_backends(module, op):
+    """The implementations of an op for library.define: those in Python are imported when they are first called."""
+    def triton(*arguments):
+        return getattr(import_module(f"equiconv.triton_kernels.{module}"), op)(*arguments)
+    return {"native": None, "triton": triton}
 
 
 def pick(x, backend):
