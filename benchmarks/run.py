@@ -20,6 +20,7 @@ from .precision import PRECISIONS, lookup
 from .registry import OPS, PRESETS, matches, select
 from .table import table
 
+WHOLE = (field_layers.FieldLayer, network_steps.Network)  # cases that bring their own measurement
 console = Console(width=None if sys.stdout.isatty() else 160)
 app = typer.Typer(add_completion=False)
 
@@ -84,8 +85,8 @@ def run(
 
     compiled = chosen.compiled if compile is None else ("*",) if compile else ()
     of_whole = [c for c in (cases if case else [*field_layers.LAYERS.values(), *network_steps.NETWORKS.values()])
-                if type(c) in MEASURED_WHOLE and c.op in ops]
-    cases = [c for c in cases if type(c) not in MEASURED_WHOLE]
+                if isinstance(c, WHOLE) and c.op in ops]
+    cases = [c for c in cases if not isinstance(c, WHOLE)]
     of_convolutions = tuple(o for o in ops if o in ("conv", "expand_filter"))
     jobs = [(c, name) for name in dtypes for c in (cases if of_convolutions else []) + of_whole]
     if "construction" in ops:
