@@ -65,6 +65,20 @@ class _BatchNorm(OnTensors, ByField):
     def _from_irreps(self, part, group):
         return part if (basis := self._basis(group)) is None else torch.einsum("ds,bcs...->bcd...", basis[0], part)
 
+    def why_not_affine(self):
+        """Why it is no affine map of each channel of Q^-1 x in eval mode, or None."""
+        if getattr(self, "track_running_stats", True):
+            return None
+        return "without running statistics it normalises by those of each batch, also in evaluation"
+
+    def _evaluation(self):
+        """For each group (factors, offsets) of the components Q^-1 x in eval mode, [fields, 1 or size]; or None."""
+        raise NotImplementedError
+
+    def scale_in_evaluation(self):
+        """[in_type.size]: what the components Q^-1 x are multiplied by in eval mode."""
+        return self._per_channel(self._evaluation()[0])
+
     def _momentum(self):
         """The weight of this batch in the running statistics; a cumulative average where momentum is None."""
         return 1 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
@@ -113,18 +127,22 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
             return self._join([self._normalise_part(child, part).flatten(1, 2)
                                for child, part in zip(children, self._split(x))])
         if not children[0].training and self.track_running_stats:
-            factors = [torch.rsqrt(child.running_var + child.eps) for child in children]
-            if self.affine:
-                factors = [factor * child.weight for factor, child in zip(factors, children)]
-            offsets = [-child.running_mean * factor for factor, child in zip(factors, children)]
-            if self.affine:
-                offsets = [offset + child.bias for offset, child in zip(offsets, children)]
-            return self._normalise(x, *([v[:, None] for v in values] for values in (factors, offsets)))
+            return self._normalise(x, *self._evaluation())
         weight, bias = self._affine(x, children)
         y, mean, var = field_norm_inner(x, weight, bias, self._field_of_channel, self.eps)
         if self.track_running_stats:
             self._update(x, children, mean, var)
         return y
+
+    def _evaluation(self):
+        children = self._children()
+        factors = [torch.rsqrt(child.running_var + child.eps) for child in children]
+        if self.affine:
+            factors = [factor * child.weight for factor, child in zip(factors, children)]
+        offsets = [-child.running_mean * factor for factor, child in zip(factors, children)]
+        if self.affine:
+            offsets = [offset + child.bias for offset, child in zip(offsets, children)]
+        return [v[:, None] for v in factors], [v[:, None] for v in offsets]
 
     def _is_ordinary(self, children):
         """Whether the children are those that escnn made, all in one mode: neither synchronised nor frozen in part."""
@@ -192,9 +210,11 @@ class _IIDBatchNorm(_BatchNorm):
             means, variances = self._statistics(x)
             if self.track_running_stats:
                 self._update(means, variances)
-        else:
-            means, variances = ([self._named(f"running_{name}", g) for g in self._groups] for name in ("mean", "var"))
-        return self._normalise(x, *self._affine(means, variances))
+            return self._normalise(x, *self._affine(means, variances))
+        return self._normalise(x, *self._evaluation())
+
+    def _evaluation(self):
+        return self._affine(*([self._named(f"running_{name}", g) for g in self._groups] for name in ("mean", "var")))
 
     def _affine(self, means, variances):
         """Factor and offset [fields, 1 or size] of each group."""
@@ -290,10 +310,15 @@ class GNormBatchNorm(_BatchNorm, escnn.nn.GNormBatchNorm):
     def _compute(self, x):
         if self.training:
             self.num_batches_tracked.add_(1)
-            statistics = self._statistics(x)
-        else:
-            statistics = [[self._named(f"{{}}_running_{name}", g) for name in ("mean", "var")] for g in self._groups]
-        return self._normalise(x, *zip(*(self._affine(g, *pair) for g, pair in zip(self._groups, statistics))))
+            return self._normalise(x, *self._affines(self._statistics(x)))
+        return self._normalise(x, *self._evaluation())
+
+    def _evaluation(self):
+        return self._affines([[self._named(f"{{}}_running_{name}", g) for name in ("mean", "var")]
+                              for g in self._groups])
+
+    def _affines(self, statistics):
+        return list(zip(*(self._affine(group, *pair) for group, pair in zip(self._groups, statistics))))
 
     def _affine(self, group, mean, var):
         """Factor and offset [fields, size] in the irreps' basis; mean [fields, trivials], var [fields, irreps]."""
