@@ -75,6 +75,28 @@ def accelerate(model, *, method=None, fold=None, verbose=False):
     return model
 
 
+def convert_sync_batchnorm(model, process_group=None):
+    """Makes every batch norm of fields use the statistics of all processes, in place, and returns the model.
+
+    Values, gradients and running statistics are those of one process with the whole batch, under
+    DistributedDataParallel and a loss that is the mean over the batch; processes may have different numbers of images.
+    torch's own batch norms in the model are left: torch.nn.SyncBatchNorm.convert_sync_batchnorm is for the part of the
+    model that has them.
+
+    model          torch.nn.Module; escnn's batch norms in it are accelerated
+    process_group  of torch.distributed; None: the default one. One process alone computes as before
+
+    Raises TypeError if model is not a module.
+    """
+    for module in _modules(model).values():
+        cls = ACCELERATED.get(type(module))
+        if cls is not None and issubclass(cls, _BatchNorm):
+            accelerate(module)
+        if isinstance(module, _BatchNorm):
+            module.synchronised, module.process_group = True, process_group
+    return model
+
+
 def acceleration_report(model):
     """AccelerationReport of the equivariant modules of a model: which are accelerated, which are not and why.
 

@@ -8,6 +8,7 @@ from ..formats import compute_dtype
 from ..ops import field_norm, field_norm_inner, field_norm_moments
 from ..ops.on_fields import has_kernel
 from .fields import ByField, in_sorted_order, scale, shift, sizes_of
+from .synchronised import SynchronisedMoments, gather_moments, is_synchronised
 from .tensors import OnTensors, adopting_init, traced, wants_plain
 
 ORDINARY = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm4d)
@@ -15,7 +16,13 @@ PLAIN = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNor
 
 
 class _BatchNorm(OnTensors, ByField):
-    """What the batch normalisations share: their two passes over the fields, their momentum, and their export."""
+    """What the batch normalisations share: their two passes over the fields, their momentum, and their export.
+
+    synchronised   whether statistics are those of all processes of `process_group` (see convert_sync_batchnorm)
+    process_group  of torch.distributed; None: the default one
+    """
+
+    synchronised, process_group = False, None
 
     def _basis(self, group):
         """(Q, Q^-1) of a group's fields, where their statistics are those of the components of Q^-1 x; or None."""
@@ -39,13 +46,25 @@ class _BatchNorm(OnTensors, ByField):
 
     @torch.no_grad()
     def _moments(self, x):
-        """For each group the mean and the variance of the components of its fields, [fields, size] each."""
+        """For each group the mean and the variance of the components of its fields, [fields, size] each.
+
+        Returns (means, variances, the number of values of each component: an int, or a tensor of one number).
+        """
+        count = x.numel() // x.shape[1]
         if has_kernel(x.device.type):
-            both = field_norm_moments(x, self._fields, self._bases(x))
-            return [[part[0] for part in self._split(v[None])] for v in both]
-        x = x.detach().to(compute_dtype(x.dtype))
-        parts = [self._to_irreps(part, group) for part, group in zip(self._split(x), self._groups)]
-        return zip(*[torch.var_mean(part, [0, *range(3, part.dim())], correction=0)[::-1] for part in parts])
+            mean, var = field_norm_moments(x, self._fields, self._bases(x))
+            means, variances = ([part[0] for part in self._split(v[None])] for v in (mean, var))
+        else:
+            x = x.detach().to(compute_dtype(x.dtype))
+            parts = [self._to_irreps(part, group) for part, group in zip(self._split(x), self._groups)]
+            both = [torch.var_mean(part, [0, *range(3, part.dim())], correction=0) for part in parts]
+            variances, means = zip(*both)
+        if not is_synchronised(self):
+            return means, variances, count
+        flat = (torch.cat([v.flatten() for v in values]) for values in (means, variances))
+        *both, count = gather_moments(*flat, count, self.process_group)
+        sizes = [mean.numel() for mean in means]
+        return *([v.view_as(mean) for v, mean in zip(values.split(sizes), means)] for values in both), count
 
     def _normalise(self, x, factors, offsets=None):
         """Q (factor * (Q^-1 x) + offset); factors and offsets: for each group [fields, 1 or size]."""
@@ -123,6 +142,8 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
 
     def _compute(self, x):
         children = self._children()
+        if self._exchanges(children):
+            return self._compute_synchronised(x, children)
         if wants_plain(x) or not has_kernel(x.device.type) or not self._is_ordinary(children):
             return self._join([self._normalise_part(child, part).flatten(1, 2)
                                for child, part in zip(children, self._split(x))])
@@ -131,8 +152,33 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
         weight, bias = self._affine(x, children)
         y, mean, var = field_norm_inner(x, weight, bias, self._field_of_channel, self.eps)
         if self.track_running_stats:
-            self._update(x, children, mean, var)
+            self._update(x.numel() // x.shape[1], children, mean, var)
         return y
+
+    def _exchanges(self, children):
+        """Whether the statistics of this call are those of all processes."""
+        if not is_synchronised(self) or (self.track_running_stats and not any(child.training for child in children)):
+            return False
+        if not self._is_ordinary(children):
+            raise RuntimeError("InnerBatchNorm: the batch norms in one that is synchronised must be those that escnn "
+                               "made, all in one mode")
+        return True
+
+    def _compute_synchronised(self, x, children):
+        """field_norm_inner with the statistics of all processes."""
+        mean, var, count = SynchronisedMoments.apply(x, self._fields, self.process_group)  # of each channel
+        weight, bias = self._affine(x, children)
+        places = self._field_of_channel
+        sizes = torch.zeros_like(weight).index_add(0, places, torch.ones_like(mean))
+        field_mean = torch.zeros_like(weight).index_add(0, places, mean) / sizes
+        square = var + (mean - field_mean.index_select(0, places)).square()
+        field_var = torch.zeros_like(weight).index_add(0, places, square) / sizes
+        factor = weight * torch.rsqrt(field_var + self.eps)
+        offset = bias - field_mean * factor
+        if self.track_running_stats:
+            self._update(count, children, field_mean.detach(), field_var.detach())
+        return field_norm(x, factor.index_select(0, places), offset.index_select(0, places), self._fields,
+                          self._bases(x))
 
     def _evaluation(self):
         children = self._children()
@@ -158,8 +204,7 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
         return [torch.cat([getattr(child, name) for child in children]).to(dtype) for name in ("weight", "bias")]
 
     @torch.no_grad()
-    def _update(self, x, children, mean, var):
-        count = x.numel() // x.shape[1]
+    def _update(self, count, children, mean, var):
         sizes = [group.fields for group in self._groups]
         for child, group, m, v in zip(children, self._groups, mean.split(sizes), var.split(sizes)):
             child.num_batches_tracked.add_(1)
@@ -234,12 +279,11 @@ class _IIDBatchNorm(_BatchNorm):
     @torch.no_grad()
     def _statistics(self, x):
         """For each group (mean [fields, size] or None), and variance [fields, 1]."""
-        unbiased = unbiasing(x.numel() // x.shape[1])
-        means, variances = self._moments(x)
+        means, variances, count = self._moments(x)
         averages = [self._named("avg", group) for group in self._groups]
         means = [None if average is None else _apply(average, mean.to(average.dtype))
                  for average, mean in zip(averages, means)]
-        return means, [var.mean(1, keepdim=True) * unbiased for var in variances]
+        return means, [var.mean(1, keepdim=True) * unbiasing(count) for var in variances]
 
     @torch.no_grad()
     def _update(self, means, variances):
@@ -338,9 +382,10 @@ class GNormBatchNorm(_BatchNorm, escnn.nn.GNormBatchNorm):
     @torch.no_grad()
     def _statistics(self, x):
         """(mean [fields, trivials], variance [fields, irreps]) of each group; updates the running ones."""
-        unbiased, momentum = unbiasing(x.numel() // x.shape[1]), self._momentum()
+        *moments, count = self._moments(x)
+        unbiased, momentum = unbiasing(count), self._momentum()
         statistics = []
-        for group, mean, var in zip(self._groups, *self._moments(x)):
+        for group, mean, var in zip(self._groups, *moments):
             running_mean, running_var = (self._named(f"{{}}_running_{name}", group) for name in ("mean", "var"))
             invariant = mean.index_select(1, self._named("_{}_trivials", group))
             square = var + (mean - self._to_components(invariant, group)).square()  # about zero, if not invariant
@@ -357,7 +402,7 @@ class GNormBatchNorm(_BatchNorm, escnn.nn.GNormBatchNorm):
 
 def unbiasing(count):
     """Factor between the variance of `count` values and its unbiased estimate; 1 for a single one."""
-    return count / max(count - 1, 1)
+    return count / ((count - 1).clamp(min=1) if isinstance(count, torch.Tensor) else max(count - 1, 1))
 
 
 def move(running, value, momentum):

@@ -38,8 +38,9 @@ class _NormBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _update(self, x):
-        count, momentum = x.numel() // x.shape[1], self._momentum()
-        for group, mean, var in zip(self._groups, *self._moments(x)):
+        *moments, count = self._moments(x)
+        momentum = self._momentum()
+        for group, mean, var in zip(self._groups, *moments):
             norms = count * (group.size // self._subfield_size(group))
             square = torch.addcmul(var, mean, mean).mean(1) * unbiasing(norms)
             running = self._running_var(group)
