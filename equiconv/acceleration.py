@@ -1,5 +1,4 @@
 """accelerate(): an escnn model becomes an equiconv model, in place."""
-import itertools
 from dataclasses import dataclass
 
 from escnn.nn import EquivariantModule
@@ -66,7 +65,8 @@ def accelerate(model, *, method=None, fold=None, verbose=False):
         if method is not None and isinstance(module, Planned):
             module.method = method
     for module in model.modules():
-        if fold and type(module) is Sequential and any(_folding_pairs(module)):
+        if type(module) is Sequential and (_pairs(module, containers.is_activated_pair)
+                                           or fold and _pairs(module, containers.is_folding_pair)):
             module.__class__ = containers.Sequential
         if fold is not None and isinstance(module, containers._Sequence):
             module.folds = bool(fold)
@@ -121,10 +121,10 @@ def acceleration_report(model):
     return rows
 
 
-def _folding_pairs(sequence):
-    """(convolution, batch norm of fields) that follow each other in a sequence of modules."""
+def _pairs(sequence, condition):
+    """The pairs of modules that follow each other in a sequence and meet the condition."""
     children = list(sequence.children())
-    return [pair for pair in zip(children, children[1:]) if containers.is_folding_pair(*pair)]
+    return [pair for pair in zip(children, children[1:]) if condition(*pair)]
 
 
 def _folded(modules):
@@ -135,7 +135,7 @@ def _folded(modules):
         return {}
     alone = "not folded: no convolution directly before it in a SequentialModule or torch.nn.Sequential"
     found = {m: ("accelerated", alone) for m in modules.values() if isinstance(m, _BatchNorm)}
-    for convolution, norm in itertools.chain(*map(_folding_pairs, sequences)):
+    for convolution, norm in (p for s in sequences for p in _pairs(s, containers.is_folding_pair)):
         problem = convolution.why_not_foldable(norm)
         found[norm] = (("folded", f"in evaluation, into {names[convolution]!r}") if problem is None
                        else ("accelerated", f"not folded: {problem}"))

@@ -1,15 +1,18 @@
 """Batch normalisation of fields: statistics per field, in operations that neither break a graph nor wait."""
 import escnn.nn
 import torch
+from escnn.nn import GeometricTensor
 from escnn.nn.modules.batchnormalization.inner import BatchNorm4d
 from torch import nn
 
 from ..formats import compute_dtype
 from ..ops import field_norm, field_norm_inner, field_norm_moments
 from ..ops.on_fields import has_kernel
+from ..reference.field_norm import FUNCTIONS
+from .checks import check_type
 from .fields import ByField, in_sorted_order, scale, shift, sizes_of
 from .synchronised import SynchronisedMoments, gather_moments, is_synchronised
-from .tensors import OnTensors, adopting_init, traced, wants_plain
+from .tensors import OnTensors, adopting_init, like, traced, wants_plain
 
 ORDINARY = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm4d)
 PLAIN = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -140,17 +143,25 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
     def _children(self):
         return [getattr(self, f"batch_norm_[{group.size}]") for group in self._groups]
 
-    def _compute(self, x):
+    def forward(self, input, function="identity"):
+        """input: GeometricTensor [B, in_type.size, *spatial] -> GeometricTensor [B, out_type.size, *spatial].
+
+        function  applied to the result, in the same pass where there is a kernel: see ops.field_norm_inner
+        """
+        check_type(self, input)
+        return GeometricTensor(like(self._compute(input.tensor, function), input.tensor), self.out_type, input.coords)
+
+    def _compute(self, x, function="identity"):
         children = self._children()
         if self._exchanges(children):
-            return self._compute_synchronised(x, children)
+            return FUNCTIONS[function](self._compute_synchronised(x, children))
         if wants_plain(x) or not has_kernel(x.device.type) or not self._is_ordinary(children):
-            return self._join([self._normalise_part(child, part).flatten(1, 2)
-                               for child, part in zip(children, self._split(x))])
+            return FUNCTIONS[function](self._join([self._normalise_part(child, part).flatten(1, 2)
+                                                   for child, part in zip(children, self._split(x))]))
         if not children[0].training and self.track_running_stats:
-            return self._normalise(x, *self._evaluation())
+            return FUNCTIONS[function](self._normalise(x, *self._evaluation()))
         weight, bias = self._affine(x, children)
-        y, mean, var = field_norm_inner(x, weight, bias, self._field_of_channel, self.eps)
+        y, mean, var = field_norm_inner(x, weight, bias, self._field_of_channel, self.eps, function)
         if self.track_running_stats:
             self._update(x.numel() // x.shape[1], children, mean, var)
         return y

@@ -5,7 +5,7 @@ import escnn.nn
 import torch
 from escnn.nn import GeometricTensor
 
-from .batchnorm import _BatchNorm
+from .batchnorm import InnerBatchNorm, _BatchNorm
 from .checks import check_type
 from .conv import _Conv
 from .linear import Linear
@@ -15,8 +15,9 @@ from .tensors import OnTensors, adopt, adopting_init, like
 class _Sequence:
     """Mixin of a sequence of modules: neighbours that one pass can compute are computed by one.
 
-    A batch norm of fields in evaluation, without gradients of parameters, becomes part of the filter and bias of the
-    convolution before it where `folds` is True. Modules that have hooks are run one by one.
+    InnerBatchNorm and ReLU or ELU are one pass over the features. Where `folds` is True, a batch norm of fields in
+    evaluation, without gradients of parameters, becomes part of the filter and bias of the convolution before it.
+    Modules that have hooks are run one by one.
     """
 
     folds = False
@@ -39,13 +40,30 @@ class _Sequence:
         if self.folds and is_folding_pair(first, second) and not (first.training or _is_training(second)):
             if not _wants_gradients(first, second) and first.why_not_foldable(second) is None:
                 return partial(first.forward, norm=second)
+        if is_activated_pair(first, second) and second.in_type == first.out_type:
+            return partial(first.forward, function=_function_of(second))
         return None
+
+
+def _function_of(module):
+    """The name of the function that a pointwise nonlinearity computes, one of those of ops.field_norm_inner; or None.
+
+    Of those classes themselves: their subclasses may compute something else.
+    """
+    if type(module) is escnn.nn.ReLU:
+        return "relu"
+    return "elu" if type(module) is escnn.nn.ELU and module.alpha == 1 else None
 
 
 def _wants_gradients(*modules):
     """Whether parameters of the modules may get gradients; a graph does not ask."""
     return torch.is_grad_enabled() and (torch.compiler.is_compiling() or any(
         parameter.requires_grad for module in modules for parameter in module.parameters()))
+
+
+def is_activated_pair(first, second):
+    """Whether the modules are an InnerBatchNorm and a function that it can apply."""
+    return isinstance(first, InnerBatchNorm) and _function_of(second) is not None
 
 
 def is_folding_pair(first, second):
