@@ -2,6 +2,7 @@
 import copy
 import pickle
 
+import escnn.nn
 import pytest
 import torch
 from escnn import group, gspaces
@@ -212,3 +213,43 @@ def test_the_report_says_why_not():
 def test_sequences_without_such_pairs_are_left():
     model = torch.nn.Sequential(nn.IdentityModule(pointwise()), torch.nn.ReLU())
     assert type(equiconv.accelerate(model, fold=True)) is torch.nn.Sequential
+
+
+# ---- InnerBatchNorm and a pointwise function ----
+
+@pytest.mark.parametrize("container", ["SequentialModule", "torch"])
+@pytest.mark.parametrize("function", ["ReLU", "ELU"])
+def test_batch_norm_with_a_function_equals_escnn(container, function):
+    """Values, gradients and running statistics; one op each way, also where ReLU works in place."""
+    t = pointwise()
+    options = {"inplace": True} if function == "ReLU" else {}
+    make = escnn.nn.SequentialModule if container == "SequentialModule" else torch.nn.Sequential
+    theirs, model = (make(escnn.nn.InnerBatchNorm(t), getattr(escnn.nn, function)(t, **options)).double()
+                     for _ in range(2))
+    equiconv.accelerate(model)
+    for mode in (True, True, False):
+        results = []
+        for m in (theirs, model):
+            x = random(3, t.size, 6, 5).requires_grad_()
+            y = m.train(mode)(t(x)).tensor
+            gradients = torch.autograd.grad(y, [x, *m.parameters()], random(*y.shape, seed=1))
+            results.append((y, *gradients, *dict(m.named_buffers()).values()))
+        named = zip(*[r[:1 + len(gradients)] for r in results])
+        assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in named)
+        state = model.state_dict()
+        for key, value in theirs.state_dict().items():
+            assert_close(state[key], value)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        model.train()(t(random(3, t.size, 6, 5).requires_grad_())).tensor.sum().backward()
+    names = {event.name for event in profile.events()}
+    assert {n for n in names if n.startswith("equiconv::")} == {"equiconv::field_norm_inner",
+                                                                "equiconv::field_norm_inner_bwd"}
+    assert not any("elu" in name for name in names)
+
+
+def test_functions_that_are_no_part_of_the_batch_norm():
+    t = pointwise()
+    for function in (escnn.nn.ELU(t, alpha=2.0), escnn.nn.LeakyReLU(t)):
+        model = equiconv.accelerate(escnn.nn.SequentialModule(escnn.nn.InnerBatchNorm(t), function))
+        x = t(random(3, t.size, 6, 5).float())
+        assert torch.equal(model(x).tensor, function(model[0].train()(x)).tensor)
