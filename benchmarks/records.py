@@ -10,9 +10,11 @@ RESULTS = Path(__file__).parent / "results"
 class Row:
     """One method doing one kind of work on one case. Times are per call; "" stands for what does not apply.
 
-    op, mode    conv: forward, training, inference; expand_filter: expand, expand_training; construction: warm, ...
+    op, mode    conv: forward, training, inference; network: training; expand_filter: expand, expand_training;
+                construction: warm, ...
     method      escnn, escnn_compiled, torch (a plain layer of equal width), equiconv, and equiconv by either method of
-                its convolutions: equiconv_dense, equiconv_factorised
+                its convolutions: equiconv_dense, equiconv_factorised; of networks equiconv_convolutions, whose other
+                layers are escnn's
     layout      memory layout of the input: contiguous or channels_last
     batch, size of the input
     speedup     median over the rounds of escnn's time / this one's, with its p20 and p80

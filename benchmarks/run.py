@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from typer import Option
 
-from . import construction, field_layers, machine, records
+from . import construction, field_layers, machine, records, whole_networks
 from .equality import Differs
 from .layers import LAYOUTS, Unavailable, equiconv_nn
 from .measure import measure, measure_construction, timed
@@ -40,6 +40,8 @@ class Run:
             return measure_construction(case, _methods_that_build(), console.print)
         if isinstance(case, field_layers.FieldLayer):
             return field_layers.measure(case, self.device, dtype, self.budget_s, timed, self.layout)
+        if isinstance(case, whole_networks.Network):
+            return whole_networks.measure(case, self.device, dtype, self.budget_s, timed)
         if dtype not in self.peaks:
             self.peaks[dtype] = found = machine.measure_peaks(self.device, lookup(dtype, self.device))
             console.print(f"{dtype}: a large matrix product {found.flops_per_s * 1e-9:.0f} GFLOP/s, "
@@ -80,11 +82,11 @@ def run(
             raise typer.BadParameter(f"{what} must be one of {', '.join(known)}, got {', '.join(unknown)}")
 
     compiled = chosen.compiled if compile is None else ("*",) if compile else ()
-    of_fields = [c for c in (cases if case else field_layers.LAYERS.values())
-                 if isinstance(c, field_layers.FieldLayer) and c.op in ops]
-    cases = [c for c in cases if not isinstance(c, field_layers.FieldLayer)]
+    others = {**field_layers.LAYERS, **whole_networks.NETWORKS}  # than convolutions
+    of_others = [c for c in (cases if case else others.values()) if c.name in others and c.op in ops]
+    cases = [c for c in cases if c.name not in others]
     of_convolutions = tuple(o for o in ops if o in ("conv", "expand_filter"))
-    jobs = [(c, name) for name in dtypes for c in (cases if of_convolutions else []) + of_fields]
+    jobs = [(c, name) for name in dtypes for c in (cases if of_convolutions else []) + of_others]
     if "construction" in ops:
         jobs += [(c, None) for c in (cases if case else construction.cases())]
     limit_s = float("inf") if case else chosen.limit_s

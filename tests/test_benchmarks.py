@@ -23,6 +23,7 @@ from benchmarks import (
     report,
     run,
     timing,
+    whole_networks,
 )
 from benchmarks.machine import ROOT
 from benchmarks.timing import Measurement
@@ -121,6 +122,24 @@ def test_run_of_layers_between_convolutions(small_machine, tmp_path, monkeypatch
     assert [(r.case, r.op, r.mode, r.method) for r in rows] == [
         (case, op, "training", method) for method in ("escnn", "equiconv")]
     assert rows[1].error < FLOAT32.tolerance and 0 < rows[1].memory_mb <= rows[0].memory_mb
+
+
+def test_run_of_a_network(small_machine, tmp_path, monkeypatch):
+    monkeypatch.setitem(registry.CASES_OF_OPS, "net_c8_cnn", whole_networks.Network(
+        "net_c8_cnn", "p4_cnn", (1, 28, 28), 2))
+    out = tmp_path / "out.csv"
+    arguments = ("--case", "net_c8_cnn", "--device", "cpu", "--op", "network", "--budget", 1e-6, "--out", out)
+    result = invoke(run.app, *arguments)
+    assert result.exit_code == 0, result.output
+    rows = records.read(out)
+    assert [(r.op, r.mode, r.method) for r in rows] == [
+        ("network", "training", method) for method in ("escnn", "equiconv_convolutions", "equiconv")]
+    assert all(0 < r.error < 100 * FLOAT32.tolerance for r in rows[1:])
+
+
+def test_networks():
+    for case in whole_networks.NETWORKS.values():
+        assert case.source and case.op in registry.OPS and case.name not in CASES
 
 
 def test_layers_between_convolutions():
