@@ -1,9 +1,11 @@
 """Whole networks: a step of training, from images to changed weights, beside escnn's and the conventional twins'.
 
 Each is the published network of equiconv.models at its published size; only the batch is small on a CPU. Methods:
-escnn and equiconv (the same network, with the same weights), torch (the conventional network with as many channels) and
-twin (with as many parameters). A step is the forward pass, cross-entropy, backward pass and SGD with momentum.
+escnn, equiconv_convolutions (escnn's with its convolutions accelerated) and equiconv (the same network, with the same
+weights), torch (the conventional network with as many channels) and twin (with as many parameters). A step is the
+forward pass, cross-entropy, backward pass and SGD with momentum.
 """
+import copy
 from contextlib import ExitStack
 from dataclasses import dataclass
 from unittest.mock import patch
@@ -19,6 +21,7 @@ from .precision import autocast, lookup, torch_switches
 from .records import Row
 
 OP = "network"
+OURS = ("equiconv_convolutions", "equiconv")
 DRAWS = 3
 
 
@@ -96,37 +99,39 @@ def measure(case, device, dtype, budget_s, timed, layout="contiguous"):
         steps = _steps(case, device, precision, layout)
         with torch.no_grad():
             steps["escnn"].logits()  # statistics of a batch
-        steps["equiconv"].model.load_state_dict(steps["escnn"].model.state_dict())
-        error = _error(case, steps, precision)
+        for method in OURS:
+            steps[method].model.load_state_dict(steps["escnn"].model.state_dict())
+        errors = {method: _error(case, method, steps, precision) for method in OURS}
         rows = timed(steps, device, budget_s)
     return [Row(case=case.name, source=case.source, op=OP, mode="training", dtype=dtype, layout=layout,
                 batch=case.batch_on(device), size="x".join(map(str, case.shape()[1:])), method=method, **columns,
-                error=error if method == "equiconv" else "",
+                error=errors.get(method, ""),
                 note={"torch": f"{case.twin}_wide", "twin": case.twin}.get(method, ""))
             for method, columns in rows.items()]
 
 
-def _error(case, steps, precision):
-    """Of equiconv's logits and gradients. Raises Differs.
+def _error(case, method, steps, precision):
+    """Of a method's logits and gradients. Raises Differs.
 
     Where two values are equal up to rounding, a maximum (of pooling) may be another one's, and its gradient elsewhere:
     then other images are drawn, DRAWS times at most.
     """
     for _ in range(DRAWS):
-        actual, expected = (steps[method].evaluated() for method in ("equiconv", "escnn"))
+        actual, expected = (steps[name].evaluated() for name in (method, "escnn"))
         if worst_error(actual, expected) <= precision.tolerance:
             break
         images = torch.randn_like(steps["escnn"].images)
         for step in steps.values():
             step.images = images
-    return check(f"{case.name}, equiconv", actual, expected, precision.tolerance)
+    return check(f"{case.name}, {method}", actual, expected, precision.tolerance)
 
 
 def _steps(case, device, precision, layout):
     """{method: Step}, on the same images."""
-    built = {"escnn": _uninitialised(case.name), "equiconv": _build(case.name, equiconv_nn()),
+    theirs, ours = _uninitialised(case.name), _build(case.name, equiconv_nn())
+    theirs.load_state_dict(ours.state_dict())
+    built = {"escnn": theirs, "equiconv_convolutions": accelerate_convolutions(copy.deepcopy(theirs)), "equiconv": ours,
              "torch": _build(f"{case.twin}_wide", escnn.nn), "twin": _build(case.twin, escnn.nn)}
-    built["escnn"].load_state_dict(built["equiconv"].state_dict())
     shape = case.shape()
     images = torch.randn(case.batch_on(device), *shape, device=device, dtype=precision.activations)
     if layout == "channels_last":
@@ -134,6 +139,18 @@ def _steps(case, device, precision, layout):
     labels = torch.arange(len(images), device=device) % 3  # all have three classes or more
     return {method: Step(model.to(device, precision.parameters).train(), images, labels, precision)
             for method, model in built.items()}
+
+
+def accelerate_convolutions(model):
+    """The model with its convolutions and linear maps accelerated alone, in place."""
+    from equiconv.nn import ACCELERATED
+    from equiconv.nn.expanded import Expanded
+    for module in model.modules():
+        cls = ACCELERATED.get(type(module))
+        if cls is not None and issubclass(cls, Expanded):
+            module.__class__ = cls
+            module._adopt()
+    return model
 
 
 def _build(name, nn):

@@ -15,6 +15,9 @@ struct FieldNormField {
   int64_t basis;  // where Q and then Q^-1 begin, [size, size] each; -1 where they are the identity
 };
 
+// Of the output of field_norm_inner. FUNCTIONS of equiconv/reference/field_norm.py
+enum class NormFunction : int32_t { identity, relu, elu };
+
 struct FieldNormParams {
   FieldWork work;
   const FieldNormField* fields;
@@ -23,8 +26,10 @@ struct FieldNormParams {
   FieldTensor grad;      // backward: of the output
   const void* scale;     // [channels]
   const void* shift;     // [channels]
-  const void* mean;      // [channels], field_norm_inner_bwd: grad_x = scale * grad + slope * (x - mean) + shift
-  const void* slope;     // [channels]
+  const void* mean;      // [channels], field_norm_inner_bwd: grad_x = scale * g + slope * (x - mean) + shift,
+  const void* slope;     // [channels]  where g = grad * function'(scale * x + offset)
+  const void* offset;    // [channels]
+  NormFunction function;
   double* sums;          // [parts, 3, channels]: count, mean, sum of squares about it; or gradients of scale and shift
   void* results[2];      // [channels]: mean, variance; or gradients of scale and shift
 };

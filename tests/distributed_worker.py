@@ -11,6 +11,7 @@ import escnn.nn
 import torch
 import torch.distributed as dist
 from escnn import gspaces
+from escnn.nn import GeometricTensor
 from escnn.nn.modules.basismanager import SingleBlockBasisExpansion
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -18,6 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import equiconv.nn
+from tests.modules import MODULES
 
 STEPS = 20
 
@@ -97,6 +99,45 @@ def error_of_a_checkpoint_on_one_rank(rank):
         return str(error)
 
 
+SPLIT = (3, 5)  # images of each rank
+NORMS = ("InnerBatchNorm", "IIDBatchNorm2d", "IIDBatchNorm3d", "GNormBatchNorm", "NormBatchNorm",
+         "InducedNormBatchNorm")
+
+
+def norm_and_batch(name):
+    """(a batch norm of fields, images and gradients of all ranks), in float64."""
+    module = MODULES[name].build(equiconv.nn).double()
+    random = torch.Generator().manual_seed(0)
+    images = [torch.randn(sum(SPLIT), module.in_type.size, *MODULES[name].size, generator=random, dtype=torch.float64)
+              for _ in range(2)]
+    return module, 2 * images[0] + torch.arange(sum(SPLIT)).view(-1, *[1] * (images[0].dim() - 1)), images[1]
+
+
+def steps_of(model, x, grad):
+    """What two training steps and an evaluation compute: outputs, gradients, and the state after them."""
+    results = {"outputs": [], "gradients": [], "parameters": []}
+    for mode in (True, True, False):
+        leaf, field_type = x.clone().requires_grad_(), getattr(model, "module", model).in_type
+        model.train(mode).zero_grad()
+        y = model(GeometricTensor(leaf, field_type)).tensor
+        y.backward(grad)
+        results["outputs"].append(y.detach())
+        results["gradients"].append(leaf.grad)
+        results["parameters"].append([p.grad.clone() for _, p in sorted(model.named_parameters())])
+    results["state"] = dict(getattr(model, "module", model).named_buffers())
+    return results
+
+
+def synchronised(rank):
+    """{name: steps of a synchronised batch norm on this rank's images}"""
+    results = {}
+    for name in NORMS:
+        module, x, grad = norm_and_batch(name)
+        model = DistributedDataParallel(equiconv.convert_sync_batchnorm(module))
+        results[name] = steps_of(model, x.split(SPLIT)[rank], grad.split(SPLIT)[rank])
+    return results
+
+
 def main(rank, world, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world,
@@ -113,6 +154,7 @@ def main(rank, world, folder):
         results[name] = {"losses": losses, "state": state,
                          "overwritten": sum(not torch.equal(before[k], state[k]) for k in before)}
     results["accelerated"] = outputs_with_other_bases(rank)
+    results["synchronised"] = synchronised(rank)
     results["error of one checkpoint"] = error_of_a_checkpoint_on_one_rank(rank)
     mesh = init_device_mesh("cpu", (world,))
     model, restored = (sharded(mesh) for _ in range(2))

@@ -1,8 +1,13 @@
 """Two ranks on the CPU whose hash seeds differ stay equal, and sharding changes nothing; gradient checkpointing."""
+import copy
+
+import escnn.nn
+import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
 import equiconv.nn
+from tests.distributed_worker import NORMS, SPLIT, norm_and_batch, steps_of
 from tests.modules import mixed, pointwise
 
 
@@ -45,6 +50,32 @@ def test_fully_shard_gives_the_same_losses(ranks):
 def test_distributed_checkpoint_of_a_sharded_model(ranks):
     for rank in ranks:
         assert torch.equal(rank["restored"], rank["sharded"])
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_synchronised_batch_norms_equal_one_process_with_the_whole_batch(ranks, name):
+    module, x, grad = norm_and_batch(name)
+    want, found = steps_of(module, x, grad), [rank["synchronised"][name] for rank in ranks]
+    for key in ("outputs", "gradients"):
+        assert_equal([torch.cat(both) for both in zip(*[f[key] for f in found])], want[key])
+    for f in found:
+        assert_equal([[len(SPLIT) * p for p in step] for step in f["parameters"]], want["parameters"])  # DDP's mean
+        assert_equal(f["state"], want["state"])
+
+
+def assert_equal(got, want):
+    torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+
+
+def test_one_process_alone_is_synchronised():
+    module, x, grad = norm_and_batch("InnerBatchNorm")
+    want = steps_of(copy.deepcopy(module), x, grad)
+    got = steps_of(equiconv.convert_sync_batchnorm(module), x, grad)
+    assert all(torch.equal(*pair) for key in ("outputs", "gradients") for pair in zip(got[key], want[key]))
+    converted = equiconv.convert_sync_batchnorm(escnn.nn.SequentialModule(escnn.nn.InnerBatchNorm(pointwise())))
+    assert type(converted[0]) is equiconv.nn.InnerBatchNorm and converted[0].synchronised
+    with pytest.raises(TypeError, match="must be a torch.nn.Module, got str"):
+        equiconv.convert_sync_batchnorm("model")
 
 
 def test_gradient_checkpointing():

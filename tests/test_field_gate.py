@@ -197,7 +197,8 @@ CASES += [("NormNonLinearity", lambda n: n.NormNonLinearity(vectors(), "squash",
           ("GatedNonLinearity1", lambda n: n.GatedNonLinearity1(
               gated(), ["gate", "gated", "gate", "gated", "gated", "gate"], drop_gates=False)),
           ("GatedNonLinearity2", lambda n: n.GatedNonLinearity2((apart(), mixed())))]
-CASES += [(name, MODULES[name].make) for name in ("GatedNonLinearity1", "InducedGatedNonLinearity1")]
+CASES += [(name, MODULES[name].make) for name in ("GatedNonLinearity1", "InducedGatedNonLinearity1",
+                                                  "GatedNonLinearityUniform")]
 
 
 @pytest.mark.parametrize("name,make", CASES)
@@ -212,6 +213,7 @@ def test_modules_equal_escnn_in_double(name, make, channels_last, monkeypatch):
                     parameter.copy_(0.3 * random(*parameter.shape, seed=len(key)))
     types = theirs.in_type if isinstance(theirs.in_type, tuple) else (theirs.in_type,)
     for size in ((3, 6, 5), (2, 17, 17), (4, 1, 1)):
+        size += size[:1] * (types[0].gspace.dimensionality - 2)
         inputs = [tensor(size, t.size, channels_last=channels_last, seed=i).requires_grad_()
                   for i, t in enumerate(types)]
         results = []
@@ -224,7 +226,7 @@ def test_modules_equal_escnn_in_double(name, make, channels_last, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["NormNonLinearity", "InducedNormNonLinearity", "GatedNonLinearity1",
-                                  "GatedNonLinearity2", "InducedGatedNonLinearity1"])
+                                  "GatedNonLinearity2", "InducedGatedNonLinearity1", "GatedNonLinearityUniform"])
 def test_one_op_whatever_the_number_of_representations(name):
     module = MODULES[name].build(equiconv.nn)
     inputs = MODULES[name].inputs(module, requires_grad=True)

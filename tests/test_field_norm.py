@@ -192,17 +192,17 @@ def inner_arguments(sizes, shape, dtype=torch.float64, channels_last=False):
     return tensor(shape, sum(sizes), dtype, channels_last), *per_field, torch.tensor(of_channel)
 
 
-def inner_with_gradients(backend, call, grad):
+def inner_with_gradients(backend, call, grad, function="identity"):
     leaves = [t.detach().requires_grad_() for t in call[:3]]
-    y, mean, var = field_norm_inner(*leaves, *call[3:], 1e-5, backend=backend)
+    y, mean, var = field_norm_inner(*leaves, *call[3:], 1e-5, function, backend=backend)
     assert not mean.requires_grad and not var.requires_grad
     return y, mean, var, *torch.autograd.grad(y, leaves, grad.to(y.dtype))
 
 
-def assert_inner_equals_reference(call, dtype):
+def assert_inner_equals_reference(call, dtype, function="identity"):
     grad = random(*call[0].shape, seed=3, dtype=dtype)
-    got = inner_with_gradients("native", call, grad)
-    want = inner_with_gradients("reference", in_double(call), grad)
+    got = inner_with_gradients("native", call, grad, function)
+    want = inner_with_gradients("reference", in_double(call), grad, function)
     for g, w in zip(got, want, strict=True):
         assert_close(g, w, g.dtype)
     assert [g.dtype for g in got] == [dtype, *[compute_dtype(dtype)] * 2, dtype, *[compute_dtype(dtype)] * 2]
@@ -215,6 +215,20 @@ def assert_inner_equals_reference(call, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_inner(sizes, shape, dtype, channels_last):
     assert_inner_equals_reference(inner_arguments(sizes, shape, dtype, channels_last), dtype)
+
+
+@pytest.mark.parametrize("function", ["relu", "elu"])
+@each_format
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_inner_with_a_function(function, dtype, channels_last):
+    for shape in ("plane", "wide_plane"):
+        assert_inner_equals_reference(inner_arguments([3, 1, 8, 3], shape, dtype, channels_last), dtype, function)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("function", ["relu", "elu"])
+def test_inner_with_a_function_on_instruction_sets(function):
+    assert_inner_equals_reference(inner_arguments([3, 8], "wide_plane", torch.float32), torch.float32, function)
 
 
 @pytest.mark.parametrize("shape", ["one_point", "empty"])
@@ -232,7 +246,9 @@ def test_derivatives_of_inner(channels_last):
     *leaves, of_channel = inner_arguments([2, 1, 3], (2, 2, 2), channels_last=channels_last)
     leaves = [t.requires_grad_() for t in leaves]
     for f in (lambda *a: field_norm_inner(*a, of_channel, 1e-5)[0],
-              lambda *a: OPS.field_norm_inner(*a, of_channel, 1e-5)[0]):
+              lambda *a: OPS.field_norm_inner(*a, of_channel, 1e-5)[0],
+              lambda *a: field_norm_inner(*a, of_channel, 1e-5, "elu")[0],
+              lambda *a: OPS.field_norm_inner(*a, of_channel, 1e-5, 2)[0]):
         assert torch.autograd.gradcheck(f, leaves)
         assert torch.autograd.gradgradcheck(f, leaves)
 
@@ -244,8 +260,11 @@ def test_opcheck_of_inner():
         opcheck(OPS.field_norm_inner.default, (x, weight, bias, of_channel, 1e-5))
         y, mean, var = OPS.field_norm_inner(x, weight, bias, of_channel, 1e-5)
         opcheck(OPS.field_norm_inner_bwd.default, (y, x, weight, mean, var, of_channel, 1e-5))
+        opcheck(OPS.field_norm_inner.default, (x, weight, bias, of_channel, 1e-5, 1))
+        opcheck(OPS.field_norm_inner_bwd.default, (y, x, weight, mean, var, of_channel, 1e-5, bias, 1))
         leaves = [t.requires_grad_() for t in (x, weight, bias)]
-        opcheck(OPS.field_norm_inner.default, (*leaves, of_channel, 1e-5), test_utils=utilities)
+        for function in (0, 2):
+            opcheck(OPS.field_norm_inner.default, (*leaves, of_channel, 1e-5, function), test_utils=utilities)
 
 
 def test_bad_arguments_of_inner():
@@ -256,6 +275,12 @@ def test_bad_arguments_of_inner():
                        ((x, weight, bias, of_channel[1:]), r"field_of_channel must be int64 \[6\]")):
         with pytest.raises(ValueError, match=match):
             field_norm_inner(*bad, 1e-5)
+    with pytest.raises(ValueError, match="function must be one of .* got 'tanh'"):
+        field_norm_inner(x, weight, bias, of_channel, 1e-5, "tanh")
+    with pytest.raises(RuntimeError, match="no such function"):
+        OPS.field_norm_inner(x, weight, bias, of_channel, 1e-5, 3)
+    with pytest.raises(RuntimeError, match="needs the bias"):
+        OPS.field_norm_inner_bwd(x, x, weight, weight, weight, of_channel, 1e-5, None, 1)
     with pytest.raises(RuntimeError, match="no such field"):
         OPS.field_norm_inner(x, weight, bias, of_channel + 1, 1e-5)
     with pytest.raises(RuntimeError, match="one number for each field"):

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from ..backends import TRITON_INTERPRET
 from ..formats import compute_dtype, empty_fields
-from ..reference.field_norm import FIELD
+from ..reference.field_norm import FIELD, FUNCTIONS
 from .field_tensor import (
     DTYPES,
     LAYOUT_TYPES,
@@ -25,6 +25,7 @@ from .field_tensor import (
     place,
     splits_of,
 )
+from .functions import slope_of, value_of
 from .numbers import dot_precision, to_nearest
 
 WIDTH = tl.constexpr(len(FIELD))
@@ -152,11 +153,18 @@ def affine_kernel(x_ptr, y_ptr, scale_ptr, shift_ptr, channels, total, pixels, C
 
 
 @triton.jit
-def affine_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, scale_ptr, mean_ptr, of_channel_ptr, grad_scale_ptr, grad_shift_ptr,
-                      partial_ptr, arrivals_ptr, channels, total, pixels, splits, CHANNELS_LAST: tl.constexpr,
+def normed(x, mean, scale, shift):
+    """Of a tile [pixels, channels]."""
+    return (x - mean[None, :]) * scale[None, :] + shift[None, :]
+
+
+@triton.jit
+def affine_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, scale_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, of_channel_ptr,
+                      grad_scale_ptr, grad_shift_ptr, partial_ptr, arrivals_ptr, channels, total, pixels, splits,
+                      EPS: tl.constexpr, FUNCTION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
                       BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPLITS: tl.constexpr):
-    """The sums of grad * (x - mean) and of grad for each channel, the mean being that of its field; or, where there are
-    no such means, those of grad * x and of grad, and grad_x = scale * grad."""
+    """The sums of g * (x - mean) and of g for each channel, with the mean of its field, and g the gradient of what the
+    function was applied to; or, where there are no such means, of grad * x and of grad, and grad_x = scale * grad."""
     channel, pixel = blocks_of_program(channels, total, BLOCK_CHANNELS, BLOCK_PIXELS)
     blocks = tl.cdiv(channels, BLOCK_CHANNELS)
     split, has = tl.program_id(0) // blocks, channel < channels
@@ -165,11 +173,19 @@ def affine_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, scale_ptr, mean_ptr, of_chann
     if mean_ptr is None:
         factor = tl.load(scale_ptr + channel, mask=has, other=0.0)[None, :]
     else:
-        factor = tl.load(mean_ptr + tl.load(of_channel_ptr + channel, mask=has, other=0), mask=has, other=0.0)[None, :]
+        of = tl.load(of_channel_ptr + channel, mask=has, other=0)
+        mean = tl.load(mean_ptr + of, mask=has, other=0.0)
+        factor = mean[None, :]
+        if FUNCTION != "identity":
+            deviation = tl.sqrt(tl.load(var_ptr + of, mask=has, other=1.0) + EPS)
+            scale = tl.load(weight_ptr + of, mask=has, other=0.0) / deviation
+            bias = tl.load(bias_ptr + of, mask=has, other=0.0)
     for _ in range(split * BLOCK_PIXELS, total, splits * BLOCK_PIXELS):
         exists = (pixel < total)[:, None] & has[None, :]
         x = load_tile(x_ptr, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
         grad = load_tile(grad_ptr, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
+        if FUNCTION != "identity":
+            grad *= slope_of(normed(x, mean, scale, bias), FUNCTION)
         sums += grad
         if mean_ptr is None:
             products += grad * x
@@ -220,7 +236,7 @@ def moments_of(field, means_ptr, vars_ptr, of_channel_ptr, channels, BLOCK: tl.c
 
 @triton.jit
 def inner_kernel(x_ptr, y_ptr, means_ptr, vars_ptr, weight_ptr, bias_ptr, mean_ptr, var_ptr, of_channel_ptr, channels,
-                 fields, total, pixels, splits, EPS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+                 fields, total, pixels, splits, EPS: tl.constexpr, FUNCTION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
                  BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_FIELDS: tl.constexpr):
     """y, and by the first programs mean and variance of the fields, from those of the channels, `means` and `vars`."""
     channel, pixel = blocks_of_program(channels, total, BLOCK_CHANNELS, BLOCK_PIXELS)
@@ -232,7 +248,9 @@ def inner_kernel(x_ptr, y_ptr, means_ptr, vars_ptr, weight_ptr, bias_ptr, mean_p
     for _ in range(tl.program_id(0) // tl.cdiv(channels, BLOCK_CHANNELS) * BLOCK_PIXELS, total, splits * BLOCK_PIXELS):
         exists = (pixel < total)[:, None] & has[None, :]
         x = load_tile(x_ptr, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
-        y = (x - mean[None, :]) * scale[None, :] + shift[None, :]
+        y = normed(x, mean, scale, shift)
+        if FUNCTION != "identity":
+            y = value_of(y, FUNCTION)
         store_tile(y_ptr, y, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
         pixel += splits * BLOCK_PIXELS
     for first in range(tl.program_id(0) * BLOCK_FIELDS, fields, tl.num_programs(0) * BLOCK_FIELDS):
@@ -243,24 +261,28 @@ def inner_kernel(x_ptr, y_ptr, means_ptr, vars_ptr, weight_ptr, bias_ptr, mean_p
 
 
 @triton.jit
-def inner_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, products_ptr, sums_ptr, weight_ptr, mean_ptr, var_ptr,
+def inner_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, products_ptr, sums_ptr, weight_ptr, bias_ptr, mean_ptr, var_ptr,
                      grad_weight_ptr, grad_bias_ptr, of_channel_ptr, channels, fields, total, pixels, splits,
-                     EPS: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
-                     BLOCK_CHANNELS: tl.constexpr, BLOCK_FIELDS: tl.constexpr):
+                     EPS: tl.constexpr, FUNCTION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+                     BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_FIELDS: tl.constexpr):
     """grad_x, and by the first programs the gradients of weight and bias, from the sums of the channels."""
     channel, pixel = blocks_of_program(channels, total, BLOCK_CHANNELS, BLOCK_PIXELS)
     has = channel < channels
     of = tl.load(of_channel_ptr + channel, mask=has, other=-1)
     count, product, sum_ = sum_over_fields(of, products_ptr, sums_ptr, None, of_channel_ptr, channels, BLOCK_FIELDS)
     count *= total
-    rstd = 1 / tl.sqrt(tl.load(var_ptr + of, mask=has, other=1.0) + EPS)
+    deviation = tl.sqrt(tl.load(var_ptr + of, mask=has, other=1.0) + EPS)
     mean = tl.load(mean_ptr + of, mask=has, other=0.0)
-    scale = tl.load(weight_ptr + of, mask=has, other=0.0) * rstd
-    slope, shift = -scale * rstd * rstd * product / count, -scale * sum_ / count
+    scale = tl.load(weight_ptr + of, mask=has, other=0.0) / deviation
+    slope, shift = -scale * product / (deviation * deviation * count), -scale * sum_ / count
+    if FUNCTION != "identity":
+        bias = tl.load(bias_ptr + of, mask=has, other=0.0)
     for _ in range(tl.program_id(0) // tl.cdiv(channels, BLOCK_CHANNELS) * BLOCK_PIXELS, total, splits * BLOCK_PIXELS):
         exists = (pixel < total)[:, None] & has[None, :]
         x = load_tile(x_ptr, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
         grad = load_tile(grad_ptr, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
+        if FUNCTION != "identity":
+            grad *= slope_of(normed(x, mean, scale, bias), FUNCTION)
         grad_x = grad * scale[None, :] + ((x - mean[None, :]) * slope[None, :] + shift[None, :])
         store_tile(grad_x_ptr, grad_x, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
         pixel += splits * BLOCK_PIXELS
@@ -268,8 +290,8 @@ def inner_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, products_ptr, sums_ptr, weight
         field = first + tl.arange(0, BLOCK_FIELDS)
         exist = field < fields
         found = sum_over_fields(field, products_ptr, sums_ptr, None, of_channel_ptr, channels, BLOCK_FIELDS)
-        deviation = tl.sqrt(tl.load(var_ptr + field, mask=exist, other=1.0) + EPS)
-        tl.store(grad_weight_ptr + field, found[1] / deviation, mask=exist)
+        field_var = tl.load(var_ptr + field, mask=exist, other=1.0)
+        tl.store(grad_weight_ptr + field, found[1] / tl.sqrt(field_var + EPS), mask=exist)
         tl.store(grad_bias_ptr + field, found[2], mask=exist)
 
 
@@ -488,7 +510,8 @@ def field_norm_bwd(grad, x, scale, fields, bases):
     if call.has_bases:
         call.run(field_norm_bwd_kernel, grad, x, grad_x, scale, grad_scale, grad_shift, **call.sums())
     elif call.channels:
-        call.run(affine_bwd_kernel, grad, x, grad_x, scale, None, None, grad_scale, grad_shift, **call.sums())
+        call.run(affine_bwd_kernel, grad, x, grad_x, scale, *[None] * 5, grad_scale, grad_shift, EPS=0.0,
+                 FUNCTION="identity", **call.sums())
     return grad_x, grad_scale, grad_shift
 
 
@@ -500,29 +523,32 @@ def field_norm_moments(x, fields, bases):
     return mean, var
 
 
-def field_norm_inner(x, weight, bias, field_of_channel, eps):
+def field_norm_inner(x, weight, bias, field_of_channel, eps, function=0):
     y, mean, var = empty_fields(x, x.shape[1]), torch.empty_like(weight), torch.empty_like(weight)
     call = Call("field_norm_inner", x, y)
     means, variances = call.per_channel(), call.per_channel()
     if call.channels:
         call.run(moments_kernel, x, means, variances, **call.sums())
         call.run(inner_kernel, x, y, means, variances, weight, bias, mean, var, field_of_channel.contiguous(),
-                 fields=len(weight), splits=call.splits, EPS=eps, BLOCK_FIELDS=BLOCK_FIELDS)
+                 fields=len(weight), splits=call.splits, EPS=eps, FUNCTION=NAMES[function], BLOCK_FIELDS=BLOCK_FIELDS)
     return y, mean, var
 
 
-def field_norm_inner_bwd(grad, x, weight, mean, var, field_of_channel, eps):
+def field_norm_inner_bwd(grad, x, weight, mean, var, field_of_channel, eps, bias=None, function=0):
     grad_x, grad_weight, grad_bias = empty_fields(x, x.shape[1]), torch.empty_like(weight), torch.empty_like(weight)
     call = Call("field_norm_inner_bwd", x, grad)
     products, sums = call.per_channel(), call.per_channel()
     if call.channels:
         of_channel = field_of_channel.contiguous()
-        call.run(affine_bwd_kernel, grad, x, None, None, mean, of_channel, products, sums, **call.sums())
-        call.run(inner_bwd_kernel, grad, x, grad_x, products, sums, weight, mean, var, grad_weight, grad_bias,
-                 of_channel, fields=len(weight), splits=call.splits, EPS=eps, BLOCK_FIELDS=BLOCK_FIELDS)
+        what = dict(EPS=eps, FUNCTION=NAMES[function])
+        call.run(affine_bwd_kernel, grad, x, None, None, mean, var, weight, bias, of_channel, products, sums, **what,
+                 **call.sums())
+        call.run(inner_bwd_kernel, grad, x, grad_x, products, sums, weight, bias, mean, var, grad_weight, grad_bias,
+                 of_channel, fields=len(weight), splits=call.splits, BLOCK_FIELDS=BLOCK_FIELDS, **what)
     return grad_x, grad_weight, grad_bias
 
 
+NAMES = tuple(FUNCTIONS)  # of the function, by its number
 BLOCK_FIELDS = 64  # channels that are searched for those of a field at once
 
 
@@ -536,18 +562,20 @@ def ahead_of_time():
         tensors = dict.fromkeys(("x_ptr", "y_ptr", "grad_ptr", "grad_x_ptr"), "*" + name)
         types = {**tensors, **dict.fromkeys(numbers, computed_type(name)), **integers, "partial_ptr": "*fp64",
                  "arrivals_ptr": "*i32", "fields_ptr": "*i64", "of_channel_ptr": "*i64"}
-        plain = {k: t for k, t in types.items() if k not in ("mean_ptr", "of_channel_ptr")}
+        of_fields = ("mean_ptr", "var_ptr", "weight_ptr", "bias_ptr", "of_channel_ptr")
+        plain = {k: t for k, t in types.items() if k not in of_fields}
         centred = {k: t for k, t in types.items() if k not in ("scale_ptr", "grad_x_ptr")}
         for channels_last in (False, True):
             c = {**channel_config(64, channels_last), "CHANNELS_LAST": channels_last}
-            inner = {**c, "EPS": 1e-5, "BLOCK_FIELDS": BLOCK_FIELDS}
-            absent = dict.fromkeys(("mean_ptr", "of_channel_ptr")), dict.fromkeys(("scale_ptr", "grad_x_ptr"))
             yield moments_kernel, types, {**c, **SPLITS}
             yield affine_kernel, types, c
-            yield affine_bwd_kernel, plain, {**c, **SPLITS, **absent[0]}
-            yield affine_bwd_kernel, centred, {**c, **SPLITS, **absent[1]}
-            yield inner_kernel, types, inner
-            yield inner_bwd_kernel, types, inner
+            yield affine_bwd_kernel, plain, {**c, **SPLITS, **dict.fromkeys(of_fields), "EPS": 0.0,
+                                             "FUNCTION": "identity"}
+            for function in NAMES:
+                inner = {**c, "EPS": 1e-5, "FUNCTION": function}
+                yield affine_bwd_kernel, centred, {**inner, **SPLITS, "scale_ptr": None, "grad_x_ptr": None}
+                yield inner_kernel, types, {**inner, "BLOCK_FIELDS": BLOCK_FIELDS}
+                yield inner_bwd_kernel, types, {**inner, "BLOCK_FIELDS": BLOCK_FIELDS}
             for size in SIZES if name == "fp32" else SIZES[:1]:
                 c = {**field_config(2 * size * size, dtype), "CHANNELS_LAST": channels_last,
                      "PRECISION": dot_precision(dtype)}

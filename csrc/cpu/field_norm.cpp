@@ -3,11 +3,16 @@
 #include "../field_norm.h"
 
 #include "field_tile.h"
+#include "functions.h"
 
 namespace equiconv::EQUICONV_ISA {
 namespace {
 
 // The tensors of one tile of one run, as its rows.
+struct Identity {
+  template <class T> static Vector<T> value(Vector<T> x) { return x; }
+};
+
 template <class T, class F>
 struct Tile {
   const FieldNormParams& params;
@@ -57,6 +62,7 @@ struct Tile {
     return {scratch[i], row_stride<T>(pixels.count)};
   }
 
+  template <class Function>
   void forward() const {
     const Rows<const T> x = load(params.x, 0);
     const Rows<T> y = target_tile<T, F>(params.y, pixels, run.channel, scratch[2]);
@@ -65,7 +71,8 @@ struct Tile {
     const Rows<const T> z = in_basis(true, false, x, 3);
     const Rows<T> normed = changes ? spare(3) : y;
     for (int64_t c = 0; c < run.channels; ++c)
-      for (int64_t l = 0; l < lanes; l += kWidth<T>) vector_at(normed[c], l) = vector_at(z[c], l) * scale[c] + shift[c];
+      for (int64_t l = 0; l < lanes; l += kWidth<T>)
+        vector_at(normed[c], l) = Function::template value<T>(vector_at(z[c], l) * scale[c] + shift[c]);
     if (changes) change_basis(false, false, normed, y);
     store_tile<T, F>(params.y, pixels, run.channel, run.channels, y);
   }
@@ -91,17 +98,32 @@ struct Tile {
     store_tile<T, F>(params.y, pixels, run.channel, run.channels, grad_x);
   }
 
-  // sums [2, channels] += those of grad * (x - mean) and of grad
+  // The gradient of what the function was applied to.
+  template <class Function>
+  Vector<T> gradient(const Rows<const T>& grad, const Rows<const T>& x, int64_t c, int64_t lane) const {
+    const Vector<T> g = vector_at(grad[c], lane);
+    if constexpr (std::is_same_v<Function, Identity>) return g;
+    else return g * Function::template slope<T>(vector_at(x[c], lane) * numbers(params.scale)[c] + numbers(params.offset)[c]);
+  }
+
+  // sums [2, channels] += those of g * (x - mean) and of g
+  template <class Function>
   void centred_sums(double* sums) const {
     const Rows<const T> x = load(params.x, 0), grad = load(params.grad, 1);
     const T* mean = numbers(params.mean);
     for (int64_t c = 0; c < run.channels; ++c) {
-      const T *xc = x[c], *gc = grad[c], m = mean[c];
-      sums[params.x.channels + c] += sum_lanes<T>(lanes, [&](int64_t l) { return vector_at(gc, l); });
-      sums[c] += sum_lanes<T>(lanes, [&](int64_t l) { return vector_at(gc, l) * (vector_at(xc, l) - m); });
+      const T m = mean[c];
+      Vector<T> product = {}, sum = {};
+      for (int64_t l = 0; l < lanes; l += kWidth<T>) {
+        const Vector<T> g = gradient<Function>(grad, x, c, l);
+        sum += g;
+        product += g * (vector_at(x[c], l) - m);
+      }
+      for (int i = 0; i < kWidth<T>; ++i) sums[c] += product[i], sums[params.x.channels + c] += sum[i];
     }
   }
 
+  template <class Function>
   void inner_backward() const {
     const Rows<const T> x = load(params.x, 0), grad = load(params.grad, 1);
     const Rows<T> grad_x = target_tile<T, F>(params.y, pixels, run.channel, scratch[2]);
@@ -109,7 +131,7 @@ struct Tile {
     for (int64_t c = 0; c < run.channels; ++c)
       for (int64_t l = 0; l < lanes; l += kWidth<T>)
         vector_at(grad_x[c], l) =
-            vector_at(grad[c], l) * scale[c] + ((vector_at(x[c], l) - mean[c]) * slope[c] + shift[c]);
+            gradient<Function>(grad, x, c, l) * scale[c] + ((vector_at(x[c], l) - mean[c]) * slope[c] + shift[c]);
     store_tile<T, F>(params.y, pixels, run.channel, run.channels, grad_x);
   }
 
@@ -153,6 +175,18 @@ void each(const FieldNormParams& params, Body body) {
   });
 }
 
+// Calls body(tile, sums, function).
+template <class Body>
+void each_with_function(const FieldNormParams& params, Body body) {
+  each(params, [&](const auto& tile, double* sums) {
+    switch (params.function) {
+      case NormFunction::identity: return body(tile, sums, Identity());
+      case NormFunction::relu: return body(tile, sums, Relu());
+      case NormFunction::elu: return body(tile, sums, Elu());
+    }
+  });
+}
+
 template <class T>
 void finish_moments(const FieldNormParams& params, int64_t begin, int64_t end) {
   const int64_t channels = params.x.channels;
@@ -180,7 +214,7 @@ void finish_gradients(const FieldNormParams& params, int64_t begin, int64_t end)
 }  // namespace
 
 void field_norm(const FieldNormParams& params, int64_t, int64_t) {
-  each(params, [](const auto& tile, double*) { tile.forward(); });
+  each_with_function(params, [](const auto& tile, double*, auto f) { tile.template forward<decltype(f)>(); });
 }
 
 void field_norm_bwd(const FieldNormParams& params, int64_t, int64_t) {
@@ -192,11 +226,11 @@ void field_norm_moments(const FieldNormParams& params, int64_t, int64_t) {
 }
 
 void field_norm_centred_sums(const FieldNormParams& params, int64_t, int64_t) {
-  each(params, [](const auto& tile, double* sums) { tile.centred_sums(sums); });
+  each_with_function(params, [](const auto& tile, double* sums, auto f) { tile.template centred_sums<decltype(f)>(sums); });
 }
 
 void field_norm_inner_bwd(const FieldNormParams& params, int64_t, int64_t) {
-  each(params, [](const auto& tile, double*) { tile.inner_backward(); });
+  each_with_function(params, [](const auto& tile, double*, auto f) { tile.template inner_backward<decltype(f)>(); });
 }
 
 // The sums of all parts, for channels [begin, end).

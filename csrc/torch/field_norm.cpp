@@ -180,25 +180,32 @@ std::tuple<Tensor, Tensor, Tensor> inner(Call& call, const Tensor& x, const Tens
 
 template <class T>
 std::tuple<Tensor, Tensor, Tensor> inner_bwd(Call& call, const Tensor& x, const Tensor& weight, const Tensor& mean,
-                                             const Tensor& var, const Tensor& field_of_channel, double eps) {
+                                             const Tensor& var, const Tensor& field_of_channel, double eps,
+                                             const std::optional<Tensor>& bias) {
   const InnerFields<T> fields(call.params.x, field_of_channel, weight.numel());
-  const std::vector<T> means = fields.spread([&](int64_t f) { return numbers<T>(mean)[f]; });
-  call.params.mean = means.data();
-  auto [products, sums] = call.sums(x, field_norm_centred_sums_cpu(), field_norm_bwd_finish_cpu());
   const auto rstd = [&](int64_t f) { return 1 / std::sqrt(double(numbers<T>(var)[f]) + eps); };
+  const auto scale_of = [&](int64_t f) { return numbers<T>(weight)[f] * rstd(f); };
+  const auto offset_of = [&](int64_t f) { return (bias ? double(numbers<T>(*bias)[f]) : 0.0) - numbers<T>(mean)[f] * scale_of(f); };
+  const std::vector<T> means = fields.spread([&](int64_t f) { return numbers<T>(mean)[f]; });
+  const std::vector<T> scale = fields.spread(scale_of), offset = fields.spread(offset_of);
+  call.params.mean = means.data(), call.params.scale = scale.data(), call.params.offset = offset.data();
+  auto [products, sums] = call.sums(x, field_norm_centred_sums_cpu(), field_norm_bwd_finish_cpu());
   const T *product = numbers<T>(products), *sum = numbers<T>(sums);
   std::vector<double> grad_weight = fields.sum([&](int64_t c) { return double(product[c]); });
   for (int64_t f = 0; f < fields.fields; ++f) grad_weight[f] *= rstd(f);
   const std::vector<double> grad_bias = fields.sum([&](int64_t c) { return double(sum[c]); });
-  const auto scale_of = [&](int64_t f) { return numbers<T>(weight)[f] * rstd(f); };
-  const std::vector<T> scale = fields.spread(scale_of);
   const std::vector<T> slope = fields.spread([&](int64_t f) { return -scale_of(f) * rstd(f) * grad_weight[f] / fields.count[f]; });
   const std::vector<T> shift = fields.spread([&](int64_t f) { return -scale_of(f) * grad_bias[f] / fields.count[f]; });
   Tensor grad_x = empty_fields(x, x.size(1));
   call.params.y = field_tensor_like("field_norm_inner_bwd", grad_x, call.params.x, call.params.work.dtype);
-  call.params.scale = scale.data(), call.params.slope = slope.data(), call.params.shift = shift.data();
+  call.params.slope = slope.data(), call.params.shift = shift.data();
   call.run(field_norm_inner_bwd_cpu());
   return {grad_x, per_field<T>(x, grad_weight, call.computed), per_field<T>(x, grad_bias, call.computed)};
+}
+
+NormFunction function_of(int64_t function) {
+  STD_TORCH_CHECK(function >= 0 && function <= int64_t(NormFunction::elu), "field_norm_inner: there is no such function");
+  return NormFunction(function);
 }
 
 void check_per_field(const char* op, const Call& call, const Tensor& weight, const Tensor& other) {
@@ -208,8 +215,9 @@ void check_per_field(const char* op, const Call& call, const Tensor& weight, con
 }
 
 std::tuple<Tensor, Tensor, Tensor> field_norm_inner_glue(const Tensor& x, const Tensor& weight, const Tensor& bias,
-                                                         const Tensor& field_of_channel, double eps) {
+                                                         const Tensor& field_of_channel, double eps, int64_t function) {
   Call call("field_norm_inner", x);
+  call.params.function = function_of(function);
   check_per_field("field_norm_inner", call, weight, bias);
   return call.computed == ScalarType::Double ? inner<double>(call, x, weight, bias, field_of_channel, eps)
                                              : inner<float>(call, x, weight, bias, field_of_channel, eps);
@@ -217,14 +225,18 @@ std::tuple<Tensor, Tensor, Tensor> field_norm_inner_glue(const Tensor& x, const 
 
 std::tuple<Tensor, Tensor, Tensor> field_norm_inner_bwd_glue(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                                              const Tensor& mean, const Tensor& var,
-                                                             const Tensor& field_of_channel, double eps) {
+                                                             const Tensor& field_of_channel, double eps,
+                                                             const std::optional<Tensor>& bias, int64_t function) {
   Call call("field_norm_inner_bwd", x);
+  call.params.function = function_of(function);
+  if (bias) check_per_field("field_norm_inner_bwd", call, weight, *bias);
+  STD_TORCH_CHECK(bias || function == 0, "field_norm_inner_bwd: a function needs the bias");
   check_per_field("field_norm_inner_bwd", call, weight, mean);
   check_per_field("field_norm_inner_bwd", call, weight, var);
   call.params.grad = field_tensor_like("field_norm_inner_bwd", grad, call.params.x, call.params.work.dtype);
   STD_TORCH_CHECK(grad.size(1) == x.size(1), "field_norm_inner_bwd: grad must have the shape of x");
-  return call.computed == ScalarType::Double ? inner_bwd<double>(call, x, weight, mean, var, field_of_channel, eps)
-                                             : inner_bwd<float>(call, x, weight, mean, var, field_of_channel, eps);
+  return call.computed == ScalarType::Double ? inner_bwd<double>(call, x, weight, mean, var, field_of_channel, eps, bias)
+                                             : inner_bwd<float>(call, x, weight, mean, var, field_of_channel, eps, bias);
 }
 
 }  // namespace

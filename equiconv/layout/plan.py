@@ -73,6 +73,19 @@ class FilterPlan:
             self._placed[key] = (self._pairs.to(device), self._index.to(device), self._values.to(device, dtype))
         return self._placed[key]
 
+    def out_components(self):
+        """[weights] int64, NumPy: the first component, of Q_out^-1 times the output, that each weight adds to.
+
+        The components of an irrep follow each other. None where kernels do not separate into irreps of the output.
+        """
+        if "out components" not in self._factorised:
+            if any(path.out_slot.irrep is None for pair in self.pairs for path in pair.paths):
+                found = None
+            else:
+                found = np.concatenate([np.empty(0, np.int64), *[_out_components(pair) for pair in self.pairs]])
+            self._factorised["out components"] = found
+        return self._factorised["out components"]
+
     def factorised(self, kernel, adjoint=False):
         """FactorisedPlan for a grid of taps of shape `kernel`."""
         key = (kernel, adjoint)
@@ -107,6 +120,12 @@ class FilterPlan:
 
     def __deepcopy__(self, memo):
         return self  # never changed after construction
+
+
+def _out_components(pair):
+    starts = np.array([path.out_slot.start for path in pair.paths], np.int64)
+    components = np.array(pair.out_fields.channels)[:, None, None] + starts  # [out_fields, 1, paths]
+    return np.broadcast_to(components, (len(pair.out_fields), len(pair.in_fields), len(starts))).ravel()
 
 
 def _tables(pairs, harmonics, parities):

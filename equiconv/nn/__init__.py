@@ -3,7 +3,7 @@ import escnn.nn as _escnn_nn
 
 from . import init
 from .batchnorm import GNormBatchNorm, IIDBatchNorm1d, IIDBatchNorm2d, IIDBatchNorm3d, InnerBatchNorm
-from .containers import BranchingModule, MergeModule, MultipleModule, ReshuffleModule
+from .containers import BranchingModule, MergeModule, MultipleModule, ReshuffleModule, SequentialModule
 from .conv import R2Conv, R2ConvTransposed, R3Conv, R3ConvTransposed, R3IcoConv, R3IcoConvTransposed
 from .disentangle import DisentangleModule
 from .dropout import FieldDropout

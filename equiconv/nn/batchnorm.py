@@ -1,21 +1,31 @@
 """Batch normalisation of fields: statistics per field, in operations that neither break a graph nor wait."""
 import escnn.nn
 import torch
+from escnn.nn import GeometricTensor
 from escnn.nn.modules.batchnormalization.inner import BatchNorm4d
 from torch import nn
 
 from ..formats import compute_dtype
 from ..ops import field_norm, field_norm_inner, field_norm_moments
 from ..ops.on_fields import has_kernel
+from ..reference.field_norm import FUNCTIONS
+from .checks import check_type
 from .fields import ByField, in_sorted_order, scale, shift, sizes_of
-from .tensors import OnTensors, adopting_init, traced, wants_plain
+from .synchronised import SynchronisedMoments, gather_moments, is_synchronised
+from .tensors import OnTensors, adopting_init, like, traced, wants_plain
 
 ORDINARY = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm4d)
 PLAIN = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 class _BatchNorm(OnTensors, ByField):
-    """What the batch normalisations share: their two passes over the fields, their momentum, and their export."""
+    """What the batch normalisations share: their two passes over the fields, their momentum, and their export.
+
+    synchronised   whether statistics are those of all processes of `process_group` (see convert_sync_batchnorm)
+    process_group  of torch.distributed; None: the default one
+    """
+
+    synchronised, process_group = False, None
 
     def _basis(self, group):
         """(Q, Q^-1) of a group's fields, where their statistics are those of the components of Q^-1 x; or None."""
@@ -39,13 +49,25 @@ class _BatchNorm(OnTensors, ByField):
 
     @torch.no_grad()
     def _moments(self, x):
-        """For each group the mean and the variance of the components of its fields, [fields, size] each."""
+        """For each group the mean and the variance of the components of its fields, [fields, size] each.
+
+        Returns (means, variances, the number of values of each component: an int, or a tensor of one number).
+        """
+        count = x.numel() // x.shape[1]
         if has_kernel(x.device.type):
-            both = field_norm_moments(x, self._fields, self._bases(x))
-            return [[part[0] for part in self._split(v[None])] for v in both]
-        x = x.detach().to(compute_dtype(x.dtype))
-        parts = [self._to_irreps(part, group) for part, group in zip(self._split(x), self._groups)]
-        return zip(*[torch.var_mean(part, [0, *range(3, part.dim())], correction=0)[::-1] for part in parts])
+            mean, var = field_norm_moments(x, self._fields, self._bases(x))
+            means, variances = ([part[0] for part in self._split(v[None])] for v in (mean, var))
+        else:
+            x = x.detach().to(compute_dtype(x.dtype))
+            parts = [self._to_irreps(part, group) for part, group in zip(self._split(x), self._groups)]
+            both = [torch.var_mean(part, [0, *range(3, part.dim())], correction=0) for part in parts]
+            variances, means = zip(*both)
+        if not is_synchronised(self):
+            return means, variances, count
+        flat = (torch.cat([v.flatten() for v in values]) for values in (means, variances))
+        *both, count = gather_moments(*flat, count, self.process_group)
+        sizes = [mean.numel() for mean in means]
+        return *([v.view_as(mean) for v, mean in zip(values.split(sizes), means)] for values in both), count
 
     def _normalise(self, x, factors, offsets=None):
         """Q (factor * (Q^-1 x) + offset); factors and offsets: for each group [fields, 1 or size]."""
@@ -64,6 +86,20 @@ class _BatchNorm(OnTensors, ByField):
 
     def _from_irreps(self, part, group):
         return part if (basis := self._basis(group)) is None else torch.einsum("ds,bcs...->bcd...", basis[0], part)
+
+    def why_not_affine(self):
+        """Why it is no affine map of each channel of Q^-1 x in eval mode, or None."""
+        if getattr(self, "track_running_stats", True):
+            return None
+        return "without running statistics it normalises by those of each batch, also in evaluation"
+
+    def _evaluation(self):
+        """For each group (factors, offsets) of the components Q^-1 x in eval mode, [fields, 1 or size]; or None."""
+        raise NotImplementedError
+
+    def scale_in_evaluation(self):
+        """[in_type.size]: what the components Q^-1 x are multiplied by in eval mode."""
+        return self._per_channel(self._evaluation()[0])
 
     def _momentum(self):
         """The weight of this batch in the running statistics; a cumulative average where momentum is None."""
@@ -107,24 +143,63 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
     def _children(self):
         return [getattr(self, f"batch_norm_[{group.size}]") for group in self._groups]
 
-    def _compute(self, x):
+    def forward(self, input, function="identity"):
+        """input: GeometricTensor [B, in_type.size, *spatial] -> GeometricTensor [B, out_type.size, *spatial].
+
+        function  applied to the result, in the same pass where there is a kernel: see ops.field_norm_inner
+        """
+        check_type(self, input)
+        return GeometricTensor(like(self._compute(input.tensor, function), input.tensor), self.out_type, input.coords)
+
+    def _compute(self, x, function="identity"):
         children = self._children()
+        if self._exchanges(children):
+            return FUNCTIONS[function](self._compute_synchronised(x, children))
         if wants_plain(x) or not has_kernel(x.device.type) or not self._is_ordinary(children):
-            return self._join([self._normalise_part(child, part).flatten(1, 2)
-                               for child, part in zip(children, self._split(x))])
+            return FUNCTIONS[function](self._join([self._normalise_part(child, part).flatten(1, 2)
+                                                   for child, part in zip(children, self._split(x))]))
         if not children[0].training and self.track_running_stats:
-            factors = [torch.rsqrt(child.running_var + child.eps) for child in children]
-            if self.affine:
-                factors = [factor * child.weight for factor, child in zip(factors, children)]
-            offsets = [-child.running_mean * factor for factor, child in zip(factors, children)]
-            if self.affine:
-                offsets = [offset + child.bias for offset, child in zip(offsets, children)]
-            return self._normalise(x, *([v[:, None] for v in values] for values in (factors, offsets)))
+            return FUNCTIONS[function](self._normalise(x, *self._evaluation()))
         weight, bias = self._affine(x, children)
-        y, mean, var = field_norm_inner(x, weight, bias, self._field_of_channel, self.eps)
+        y, mean, var = field_norm_inner(x, weight, bias, self._field_of_channel, self.eps, function)
         if self.track_running_stats:
-            self._update(x, children, mean, var)
+            self._update(x.numel() // x.shape[1], children, mean, var)
         return y
+
+    def _exchanges(self, children):
+        """Whether the statistics of this call are those of all processes."""
+        if not is_synchronised(self) or (self.track_running_stats and not any(child.training for child in children)):
+            return False
+        if not self._is_ordinary(children):
+            raise RuntimeError("InnerBatchNorm: the batch norms in one that is synchronised must be those that escnn "
+                               "made, all in one mode")
+        return True
+
+    def _compute_synchronised(self, x, children):
+        """field_norm_inner with the statistics of all processes."""
+        mean, var, count = SynchronisedMoments.apply(x, self._fields, self.process_group)  # of each channel
+        weight, bias = self._affine(x, children)
+        places = self._field_of_channel
+        sizes = torch.zeros_like(weight).index_add(0, places, torch.ones_like(mean))
+        field_mean = torch.zeros_like(weight).index_add(0, places, mean) / sizes
+        square = var + (mean - field_mean.index_select(0, places)).square()
+        field_var = torch.zeros_like(weight).index_add(0, places, square) / sizes
+        factor = weight * torch.rsqrt(field_var + self.eps)
+        offset = bias - field_mean * factor
+        if self.track_running_stats:
+            self._update(count, children, field_mean.detach(), field_var.detach())
+        return field_norm(x, factor.index_select(0, places), offset.index_select(0, places), self._fields,
+                          self._bases(x))
+
+    def _evaluation(self):
+        children = self._children()
+        factors = [torch.rsqrt(child.running_var + child.eps) for child in children]
+        if self.affine:
+            factors = [factor * child.weight for factor, child in zip(factors, children)]
+        offsets = [-child.running_mean * factor for factor, child in zip(factors, children)]
+        if self.affine:
+            offsets = [offset + child.bias for offset, child in zip(offsets, children)]
+        return [v[:, None] for v in factors], [v[:, None] for v in offsets]
 
     def _is_ordinary(self, children):
         """Whether the children are those that escnn made, all in one mode: neither synchronised nor frozen in part."""
@@ -140,8 +215,7 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
         return [torch.cat([getattr(child, name) for child in children]).to(dtype) for name in ("weight", "bias")]
 
     @torch.no_grad()
-    def _update(self, x, children, mean, var):
-        count = x.numel() // x.shape[1]
+    def _update(self, count, children, mean, var):
         sizes = [group.fields for group in self._groups]
         for child, group, m, v in zip(children, self._groups, mean.split(sizes), var.split(sizes)):
             child.num_batches_tracked.add_(1)
@@ -192,9 +266,11 @@ class _IIDBatchNorm(_BatchNorm):
             means, variances = self._statistics(x)
             if self.track_running_stats:
                 self._update(means, variances)
-        else:
-            means, variances = ([self._named(f"running_{name}", g) for g in self._groups] for name in ("mean", "var"))
-        return self._normalise(x, *self._affine(means, variances))
+            return self._normalise(x, *self._affine(means, variances))
+        return self._normalise(x, *self._evaluation())
+
+    def _evaluation(self):
+        return self._affine(*([self._named(f"running_{name}", g) for g in self._groups] for name in ("mean", "var")))
 
     def _affine(self, means, variances):
         """Factor and offset [fields, 1 or size] of each group."""
@@ -214,12 +290,11 @@ class _IIDBatchNorm(_BatchNorm):
     @torch.no_grad()
     def _statistics(self, x):
         """For each group (mean [fields, size] or None), and variance [fields, 1]."""
-        unbiased = unbiasing(x.numel() // x.shape[1])
-        means, variances = self._moments(x)
+        means, variances, count = self._moments(x)
         averages = [self._named("avg", group) for group in self._groups]
         means = [None if average is None else _apply(average, mean.to(average.dtype))
                  for average, mean in zip(averages, means)]
-        return means, [var.mean(1, keepdim=True) * unbiased for var in variances]
+        return means, [var.mean(1, keepdim=True) * unbiasing(count) for var in variances]
 
     @torch.no_grad()
     def _update(self, means, variances):
@@ -290,10 +365,15 @@ class GNormBatchNorm(_BatchNorm, escnn.nn.GNormBatchNorm):
     def _compute(self, x):
         if self.training:
             self.num_batches_tracked.add_(1)
-            statistics = self._statistics(x)
-        else:
-            statistics = [[self._named(f"{{}}_running_{name}", g) for name in ("mean", "var")] for g in self._groups]
-        return self._normalise(x, *zip(*(self._affine(g, *pair) for g, pair in zip(self._groups, statistics))))
+            return self._normalise(x, *self._affines(self._statistics(x)))
+        return self._normalise(x, *self._evaluation())
+
+    def _evaluation(self):
+        return self._affines([[self._named(f"{{}}_running_{name}", g) for name in ("mean", "var")]
+                              for g in self._groups])
+
+    def _affines(self, statistics):
+        return list(zip(*(self._affine(group, *pair) for group, pair in zip(self._groups, statistics))))
 
     def _affine(self, group, mean, var):
         """Factor and offset [fields, size] in the irreps' basis; mean [fields, trivials], var [fields, irreps]."""
@@ -313,9 +393,10 @@ class GNormBatchNorm(_BatchNorm, escnn.nn.GNormBatchNorm):
     @torch.no_grad()
     def _statistics(self, x):
         """(mean [fields, trivials], variance [fields, irreps]) of each group; updates the running ones."""
-        unbiased, momentum = unbiasing(x.numel() // x.shape[1]), self._momentum()
+        *moments, count = self._moments(x)
+        unbiased, momentum = unbiasing(count), self._momentum()
         statistics = []
-        for group, mean, var in zip(self._groups, *self._moments(x)):
+        for group, mean, var in zip(self._groups, *moments):
             running_mean, running_var = (self._named(f"{{}}_running_{name}", group) for name in ("mean", "var"))
             invariant = mean.index_select(1, self._named("_{}_trivials", group))
             square = var + (mean - self._to_components(invariant, group)).square()  # about zero, if not invariant
@@ -332,7 +413,7 @@ class GNormBatchNorm(_BatchNorm, escnn.nn.GNormBatchNorm):
 
 def unbiasing(count):
     """Factor between the variance of `count` values and its unbiased estimate; 1 for a single one."""
-    return count / max(count - 1, 1)
+    return count / ((count - 1).clamp(min=1) if isinstance(count, torch.Tensor) else max(count - 1, 1))
 
 
 def move(running, value, momentum):

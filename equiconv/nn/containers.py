@@ -1,10 +1,91 @@
-"""Modules that take a feature field apart by labels and put the parts together."""
+"""Containers: sequences, which compute neighbours together; and modules that take a field apart by labels."""
+from functools import partial
+
 import escnn.nn
 import torch
 from escnn.nn import GeometricTensor
 
+from .batchnorm import InnerBatchNorm, _BatchNorm
 from .checks import check_type
+from .conv import _Conv
+from .linear import Linear
 from .tensors import OnTensors, adopt, adopting_init, like
+
+
+class _Sequence:
+    """Mixin of a sequence of modules: neighbours that one pass can compute are computed by one.
+
+    InnerBatchNorm and ReLU or ELU are one pass over the features. Where `folds` is True, a batch norm of fields in
+    evaluation, without gradients of parameters, becomes part of the filter and bias of the convolution before it.
+    Modules that have hooks are run one by one.
+    """
+
+    folds = False
+
+    def _adopt(self):
+        """Nothing to prepare."""
+
+    def forward(self, input):
+        modules, x, place = list(self._modules.values()), input, 0
+        while place < len(modules):
+            together = self._together(*modules[place:place + 2])
+            x = modules[place](x) if together is None else together(x)
+            place += 1 if together is None else 2
+        return x
+
+    def _together(self, first, second=None):
+        """A function that computes both modules in one pass, or None."""
+        if any(module._forward_hooks or module._forward_pre_hooks for module in (first, second) if module is not None):
+            return None
+        if self.folds and is_folding_pair(first, second) and not (first.training or _is_training(second)):
+            if not _wants_gradients(first, second) and first.why_not_foldable(second) is None:
+                return partial(first.forward, norm=second)
+        if is_activated_pair(first, second) and second.in_type == first.out_type:
+            return partial(first.forward, function=_function_of(second))
+        return None
+
+
+def _function_of(module):
+    """The name of the function that a pointwise nonlinearity computes, one of those of ops.field_norm_inner; or None.
+
+    Of those classes themselves: their subclasses may compute something else.
+    """
+    if type(module) is escnn.nn.ReLU:
+        return "relu"
+    return "elu" if type(module) is escnn.nn.ELU and module.alpha == 1 else None
+
+
+def _wants_gradients(*modules):
+    """Whether parameters of the modules may get gradients; a graph does not ask."""
+    return torch.is_grad_enabled() and (torch.compiler.is_compiling() or any(
+        parameter.requires_grad for module in modules for parameter in module.parameters()))
+
+
+def is_activated_pair(first, second):
+    """Whether the modules are an InnerBatchNorm and a function that it can apply."""
+    return isinstance(first, InnerBatchNorm) and _function_of(second) is not None
+
+
+def is_folding_pair(first, second):
+    """Whether the modules are a convolution and a batch norm of fields."""
+    return isinstance(first, (_Conv, Linear)) and isinstance(second, _BatchNorm)
+
+
+def _is_training(norm):
+    return norm.training or any(child.training for child in norm.children())
+
+
+class SequentialModule(_Sequence, escnn.nn.SequentialModule):
+    """escnn.nn.SequentialModule, with the same arguments and state."""
+
+    def forward(self, input):
+        """input: GeometricTensor of in_type -> GeometricTensor of out_type."""
+        check_type(self, input)
+        return super().forward(input)
+
+
+class Sequential(_Sequence, torch.nn.Sequential):
+    """torch.nn.Sequential, with the same arguments and state."""
 
 
 class ReshuffleModule(OnTensors, escnn.nn.ReshuffleModule):

@@ -20,23 +20,26 @@ class _Conv(SteerableShells, Planned, Expanded):
     def kernel(self):
         return (self.kernel_size,) * self.d
 
-    def forward(self, input):
-        """input: GeometricTensor [B, in_type.size, *spatial] -> GeometricTensor [B, out_type.size, *spatial]."""
+    def forward(self, input, norm=None):
+        """input: GeometricTensor [B, in_type.size, *spatial] -> GeometricTensor [B, out_type.size, *spatial].
+
+        norm  a batch norm of fields in evaluation, to compute with it (see why_not_foldable)
+        """
         check_input(self, input)
         x = input.tensor
         compute = self._factorised if self.method_for(x) == "factorised" else self._dense
-        y = like(compute(x), x)  # torch's convolutions with kernels of size 1 lose channels_last
+        y = like(compute(x, norm), x)  # torch's convolutions with kernels of size 1 lose channels_last
         return GeometricTensor(y, self.out_type, coords=None)
 
-    def _dense(self, x):
-        filter, bias = self.filter_and_bias(is_channels_last(x))
+    def _dense(self, x, norm):
+        filter, bias = self.filter_and_bias(is_channels_last(x), norm)
         if autocast_dtype(x.device.type) is None:
             check_dtype(self, x, filter)
         return self._convolve(x, filter, bias)
 
-    def _factorised(self, x):
-        bias = None if self.bias is None else self.bias_expansion @ self.bias
-        return steerable_conv(x, self.weights, self.plan, self.kernel, bias=bias, stride=self.stride,
+    def _factorised(self, x, norm):
+        weights, bias = self.weights_and_bias(norm)
+        return steerable_conv(x, weights, self.plan, self.kernel, bias=bias, stride=self.stride,
                               dilation=self.dilation, padding=self.padding, groups=self.groups, **self._options())
 
     def _options(self):

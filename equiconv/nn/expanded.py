@@ -2,7 +2,7 @@
 import copy
 
 import torch
-from escnn.nn import EquivariantModule
+from escnn.nn import EquivariantModule, GeometricTensor
 from escnn.nn.modules import basismanager
 
 from ..formats import compute_dtype
@@ -29,7 +29,7 @@ class Expanded:
         for name in (self.filter_name, "expanded_bias"):
             self._buffers.pop(name, None)
         self._own_basis()
-        self._plan = self._evaluated = None
+        self._plan, self._evaluated = None, {}
 
     def _own_basis(self):
         """Buffers of this module's own, in an order that does not depend on the hash seed.
@@ -85,30 +85,72 @@ class Expanded:
         return self._expand(self.weights, self.bias, channels_last)
 
     def _expand(self, weights, bias, channels_last=False):
-        if torch.onnx.is_in_onnx_export():
-            filter = plain_filter(weights, self.plan, self.kernel, self.transposed)
-        else:
-            filter = expand_filter(weights, self.plan, self.kernel, channels_last=channels_last,
-                                   transposed=self.transposed)
-        return filter, None if bias is None else self.bias_expansion @ bias
+        return self._filter(weights, channels_last), None if bias is None else self.bias_expansion @ bias
 
-    def filter_and_bias(self, channels_last=False):
-        """expand_parameters, from the cache in evaluation without gradients."""
+    def _filter(self, weights, channels_last):
+        if torch.onnx.is_in_onnx_export():
+            return plain_filter(weights, self.plan, self.kernel, self.transposed)
+        return expand_filter(weights, self.plan, self.kernel, channels_last=channels_last, transposed=self.transposed)
+
+    def filter_and_bias(self, channels_last=False, norm=None):
+        """expand_parameters, from the cache in evaluation without gradients.
+
+        norm  a batch norm in evaluation (see why_not_foldable) to make part of them
+        """
+        def make():
+            if norm is None:
+                return self._expand(self.weights, self.bias, channels_last)
+            weights, bias = self._folded(norm)
+            return self._filter(weights, channels_last), bias
+
+        autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
+        return self._kept("filter", (self.plan, channels_last, autocast), norm, make)
+
+    def weights_and_bias(self, norm=None):
+        """(weights, bias of each channel or None), from the cache as in filter_and_bias where there is a norm."""
+        if norm is None:
+            return self.weights, None if self.bias is None else self.bias_expansion @ self.bias
+        return self._kept("weights", (self.plan,), norm, lambda: self._folded(norm))
+
+    def why_not_foldable(self, norm):
+        """Why a batch norm that follows cannot become part of the filter and bias in evaluation, or None."""
+        if norm.in_type != self.out_type:
+            return "its fields are not those of the convolution before it"
+        if self.plan.out_components() is None:
+            return "the checkpoint's basis of the convolution before it does not separate into irreps"
+        return norm.why_not_affine()
+
+    def _folded(self, norm):
+        """(weights, bias of each channel) of this map followed by a batch norm in evaluation.
+
+        The norm multiplies all components of an irrep of the output alike, so each weight, which leads to one irrep,
+        takes the factor of that.
+        """
+        components = torch.from_numpy(self.plan.out_components()).to(self.weights.device)
+        weights = self.weights * norm.scale_in_evaluation().index_select(0, components)
+        bias = self.weights.new_zeros(self.out_type.size) if self.bias is None else self.bias_expansion @ self.bias
+        pixel = GeometricTensor(bias.view(1, -1, *[1] * len(self.kernel)), self.out_type)
+        return weights.to(self.weights.dtype), norm.forward(pixel).tensor.flatten()
+
+    def _kept(self, name, key, norm, make):
+        """make(), from the cache in evaluation without gradients."""
+        if torch.compiler.is_compiling():
+            return make()
         tensors = [self.weights] if self.bias is None else [self.weights, self.bias, self.bias_expansion]
+        if norm is not None:
+            key = (*key, norm, *[module.eps for module in norm.modules()])
+            tensors = [*tensors, *norm.parameters(), *norm.buffers()]
         with_gradients = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         # Whether the weights are still the same is asked of their contents: an assignment through .data leaves no other
         # trace. On a GPU the answer would have to be waited for, which costs more than the expansion.
-        if self.training or with_gradients or self.weights.device.type != "cpu" or torch.compiler.is_compiling():
-            return self._expand(self.weights, self.bias, channels_last)
-        key = (self.plan, channels_last, torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
-        evaluated = self._evaluated  # read once: another thread may reset it
-        if evaluated is not None:
-            known, copies, result = evaluated
-            if known == key and all(c.dtype == t.dtype and torch.equal(c, t) for c, t in zip(copies, tensors)):
-                return result
+        if self.training or with_gradients or self.weights.device.type != "cpu":
+            return make()
+        known, copies, result = self._evaluated.get(name, (None, (), None))
+        if known == key and all(c.dtype == t.dtype and torch.equal(c, t) for c, t in zip(copies, tensors)):
+            return result
         with torch.inference_mode(False), torch.no_grad():  # its tensors serve later calls that need gradients
-            result = self._expand(self.weights, self.bias, channels_last)
-            self._evaluated = (key, [t.detach().clone() for t in tensors], result)
+            result = make()
+            self._evaluated[name] = key, [t.detach().clone() for t in tensors], result
         return result
 
     def _fill(self, exported):
@@ -121,7 +163,7 @@ class Expanded:
         return exported
 
     def train(self, mode=True):
-        self._evaluated = None
+        self._evaluated = {}
         if not mode and not self.weights.is_meta:
             self._refresh_plan()  # torch.export needs it before it starts
         return EquivariantModule.train(self, mode)
@@ -134,7 +176,7 @@ class Expanded:
         return super().__getattr__(name)
 
     def __getstate__(self):
-        return {**self.__dict__, "_plan": None, "_evaluated": None}
+        return {**self.__dict__, "_plan": None, "_evaluated": {}}
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)

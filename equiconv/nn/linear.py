@@ -14,13 +14,16 @@ class Linear(Expanded, escnn.nn.Linear):
     filter_name = "matrix"
     __init__ = checked_init(escnn.nn.Linear, 0)
 
-    def forward(self, input):
-        """input: GeometricTensor [B, in_type.size] -> GeometricTensor [B, out_type.size]."""
+    def forward(self, input, norm=None):
+        """input: GeometricTensor [B, in_type.size] -> GeometricTensor [B, out_type.size].
+
+        norm  a batch norm of fields in evaluation, to compute with it (see why_not_foldable)
+        """
         check_input(self, input)
         x = input.tensor
         if x.dim() != 2:
             raise ValueError(f"Linear: input must have 2 dimensions, got shape {tuple(x.shape)}")
-        matrix, bias = self.filter_and_bias()
+        matrix, bias = self.filter_and_bias(norm=norm)
         if autocast_dtype(x.device.type) is None:
             check_dtype(self, x, matrix)
         return GeometricTensor(F.linear(x, matrix, bias), self.out_type, input.coords)

@@ -130,11 +130,22 @@ class InducedGatedNonLinearity1(_GatedNonLinearity1, escnn.nn.InducedGatedNonLin
     __init__ = adopting_init(escnn.nn.InducedGatedNonLinearity1)
 
 
-class GatedNonLinearityUniform(OnTensors, escnn.nn.GatedNonLinearityUniform):
+class GatedNonLinearityUniform(OnTensors, ByField, Gating, escnn.nn.GatedNonLinearityUniform):
     """escnn.nn.GatedNonLinearityUniform, with the same arguments, parameters and state."""
     __init__ = adopting_init(escnn.nn.GatedNonLinearityUniform)
 
+    def _adopt(self):
+        sizes = self.expansion.sum(0).long().tolist()  # of the irreps that each gate opens
+        starts, rows = list(itertools.accumulate(sizes, initial=0)), []
+        for f in range(len(self.in_type)):
+            first, first_out = f * self.rho_in.size, f * self.rho_out.size
+            rows += [(first + self.n_gates + start, first_out + start, size, first + i, -1, f * self.n_gates + i)
+                     for i, (start, size) in enumerate(zip(starts, sizes))]
+        self._tabulate(rows, self.out_type.size)
+
     def _compute(self, x):
+        if _is_fused(x) and self.gate_function in (torch.sigmoid, torch.nn.functional.sigmoid):
+            return self._gate(x, self.bias, "gate")
         fields = x.unflatten(1, (len(self.in_type), self.rho_in.size))
         gates, gated = fields[:, :, :self.n_gates], fields[:, :, self.n_gates:]
         gates = self.gate_function(shift([gates], [-self.bias[0]])[0])

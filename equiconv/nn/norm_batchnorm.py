@@ -27,16 +27,20 @@ class _NormBatchNorm(_BatchNorm):
         if self.training:
             self.num_batches_tracked.add_(1)
             self._update(x)
+        return self._normalise(x, *self._evaluation())
+
+    def _evaluation(self):
         factor = torch.rsqrt(torch.cat([self._running_var(group).flatten() for group in self._groups]) + self.eps)
         if self.affine:
             factor = factor * torch.cat([self._weight(group).flatten() for group in self._groups])
         factors = factor.split([group.fields for group in self._groups])
-        return self._normalise(x, [factor[:, None] for factor in factors])
+        return [factor[:, None] for factor in factors], None
 
     @torch.no_grad()
     def _update(self, x):
-        count, momentum = x.numel() // x.shape[1], self._momentum()
-        for group, mean, var in zip(self._groups, *self._moments(x)):
+        *moments, count = self._moments(x)
+        momentum = self._momentum()
+        for group, mean, var in zip(self._groups, *moments):
             norms = count * (group.size // self._subfield_size(group))
             square = torch.addcmul(var, mean, mean).mean(1) * unbiasing(norms)
             running = self._running_var(group)

@@ -1,8 +1,11 @@
 """field_norm by its definition, field by field."""
 import torch
+import torch.nn.functional as F
 
 from ..formats import compute_dtype, like
 
+#: of the output of field_norm_inner, in the order of NormFunction in csrc/field_norm.h
+FUNCTIONS = {"identity": lambda x: x, "relu": F.relu, "elu": F.elu}
 FIELD = ("channel", "size", "basis")  # of a row of `fields`
 
 
@@ -19,7 +22,7 @@ def field_norm_moments(x, fields, bases):
     return mean, (z - _spread(mean, x)).square().mean(axes)
 
 
-def field_norm_inner(x, weight, bias, field_of_channel, eps):
+def field_norm_inner(x, weight, bias, field_of_channel, eps, function="identity"):
     wide, axes = x.to(compute_dtype(x.dtype)), [0, *range(2, x.dim())]
 
     def mean_of_fields(per_channel):
@@ -32,16 +35,16 @@ def field_norm_inner(x, weight, bias, field_of_channel, eps):
     mean = mean_of_fields(wide.mean(axes))
     centred = wide - spread(mean)
     var = mean_of_fields(centred.square().mean(axes))
-    y = centred * spread(weight * torch.rsqrt(var + eps)) + spread(bias)
+    y = FUNCTIONS[function](centred * spread(weight * torch.rsqrt(var + eps)) + spread(bias))
     return like(y.to(x.dtype), x), mean, var
 
 
-def field_norm_inner_bwd(grad, x, weight, field_of_channel, eps):
+def field_norm_inner_bwd(grad, x, weight, bias, field_of_channel, eps, function="identity"):
     """(grad_x, grad_weight, grad_bias), by torch's derivatives."""
     def forward(x, weight, bias):
-        return field_norm_inner(x, weight, bias, field_of_channel, eps)[0]
+        return field_norm_inner(x, weight, bias, field_of_channel, eps, function)[0]
 
-    grad_x, *rest = torch.func.vjp(forward, x, weight, torch.zeros_like(weight))[1](grad)
+    grad_x, *rest = torch.func.vjp(forward, x, weight, bias)[1](grad)
     return like(grad_x, x), *rest
 
 

@@ -1,0 +1,53 @@
+"""Batch norms of fields whose statistics are those of all processes of a group, as torch.nn.SyncBatchNorm's are."""
+import torch
+import torch.distributed as dist
+from torch.autograd.function import once_differentiable
+
+from ..formats import compute_dtype
+from ..ops import field_norm, field_norm_moments
+
+
+def is_synchronised(norm):
+    """Whether statistics are to be exchanged: other processes are there, and the module was converted."""
+    return norm.synchronised and dist.is_available() and dist.is_initialized() and dist.get_world_size(
+        norm.process_group) > 1
+
+
+def gather_moments(mean, var, count, group):
+    """(mean, variance, count) of the numbers of all processes; count is a tensor of one number.
+
+    mean, var  [C] of the numbers of this process; not read where it has none
+    count      of them, int
+    """
+    local = torch.cat([mean.double(), var.double(), mean.new_full((1,), count, dtype=torch.float64)])
+    each = local.new_empty(dist.get_world_size(group), local.numel())
+    dist.all_gather(list(each.unbind()), local, group)
+    counts, total = each[:, -1:], each[:, -1].sum()
+    means, variances = torch.where(counts > 0, each[:, :-1], 0).chunk(2, 1)
+    shares = counts / total
+    whole = (shares * means).sum(0)
+    variance = (shares * (variances + (means - whole).square())).sum(0)  # does not cancel where the mean is large
+    return whole.to(mean.dtype), variance.to(var.dtype), total
+
+
+class SynchronisedMoments(torch.autograd.Function):
+    """(mean [C], variance [C], count) of each channel over all processes, through which gradients flow to each."""
+
+    @staticmethod
+    def forward(ctx, x, fields, group):
+        mean, var = field_norm_moments(x, fields, x.new_empty(0, dtype=compute_dtype(x.dtype)))
+        mean, var, count = gather_moments(mean, var, x.numel() // x.shape[1], group)
+        ctx.group = group
+        ctx.save_for_backward(x, mean, count, fields)
+        ctx.mark_non_differentiable(count)
+        return mean, var, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_mean, grad_var, _):
+        x, mean, count, fields = ctx.saved_tensors
+        both = torch.stack([grad_mean, grad_var])
+        dist.all_reduce(both, group=ctx.group)  # the statistics serve in all processes
+        grad_mean, grad_var = both / count.to(both.dtype)
+        slope = 2 * grad_var
+        return field_norm(x, slope, grad_mean - slope * mean, fields, mean.new_empty(0)), None, None

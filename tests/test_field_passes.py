@@ -1,0 +1,75 @@
+"""How often each layer between convolutions reads or writes a whole feature map, whatever its representations are."""
+import pytest
+import torch
+from escnn import gspaces
+
+import equiconv.nn
+from tests.modules import MODULES, of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+FORWARD, BACKWARD = 2, 3  # passes over the features, at most
+NAMES = ("InnerBatchNorm", "IIDBatchNorm2d", "IIDBatchNorm3d", "GNormBatchNorm", "NormBatchNorm",
+         "InducedNormBatchNorm", "FourierPointwise", "FourierELU", "QuotientFourierPointwise", "QuotientFourierELU",
+         "NormNonLinearity", "InducedNormNonLinearity", "GatedNonLinearity1", "GatedNonLinearity2",
+         "InducedGatedNonLinearity1", "GatedNonLinearityUniform", "GroupPooling", "NormPool", "InducedNormPool")
+#: of torch, which only look at a tensor unless they copy it, or make one without numbers
+FREE = {"view", "reshape", "detach", "select", "expand", "alias", "as_strided", "new_empty", "empty_like", "to",
+        "contiguous", "unflatten", "flatten", "unsqueeze", "squeeze", "t"}
+COPIES = {"aten::_to_copy", "aten::copy_", "aten::clone"}
+
+
+def passes(function, values):
+    """The outermost operations in which a tensor of at least so many values takes part."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+        function()
+    found = []
+    for event in profile.events():
+        parent, size = event.cpu_parent, max((torch.Size(s).numel() for s in event.input_shapes or () if s), default=0)
+        if not event.name.startswith(("aten::", "equiconv::")) or size < values:
+            continue
+        while parent is not None and not parent.name.startswith(("aten::", "equiconv::")):
+            parent = parent.cpu_parent
+        copies = any(child.name in COPIES for child in event.cpu_children)
+        if parent is None and (copies or event.name.removeprefix("aten::") not in FREE):
+            found.append(event.name)
+    return found
+
+
+def assert_few_passes(module, inputs):
+    values = min(x.tensor[:, :1].numel() for x in inputs)  # of one channel: more than parameters have
+    outputs = []
+    forward = passes(lambda: outputs.append(module(*inputs).tensor), values)
+    leaves = [x.tensor for x in inputs] + [p for p in module.parameters() if p.requires_grad]
+    backward = passes(lambda: torch.autograd.grad(outputs[0], leaves, torch.ones_like(outputs[0])), values)
+    backward.remove("aten::ones_like")
+    assert 1 <= len(forward) <= FORWARD and 1 <= len(backward) <= BACKWARD, (forward, backward)
+    assert all(name.startswith("equiconv::") for name in forward + backward), (forward, backward)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_few_passes(name):
+    module = MODULES[name].build(equiconv.nn)
+    batch = 64 if MODULES[name].size == (6, 6) else 16  # so that a channel is larger than all parameters
+    assert_few_passes(module, MODULES[name].inputs(module, batch=batch, requires_grad=True))
+
+
+@pytest.mark.parametrize("name", ["IIDBatchNorm2d", "GNormBatchNorm", "NormNonLinearity", "NormPool"])
+def test_many_representations(name):
+    g = gspaces.rot2dOnR2(16)
+    field_type = of(g, *[g.irrep(k) for k in (1, 0, 2, 3, 1, 4, 0, 5, 6, 7)], g.regular_repr)
+    if name == "NormNonLinearity":
+        field_type = of(g, *[g.irrep(k) for k in (1, 0, 2, 3, 1, 4, 0, 5, 6, 7)])
+    x = field_type(torch.randn(64, field_type.size, 6, 6, requires_grad=True))
+    assert_few_passes(getattr(equiconv.nn, name)(field_type), [x])
+
+
+def test_activated_batch_norm():
+    t = MODULES["InnerBatchNorm"].build(equiconv.nn).in_type
+    module = equiconv.nn.SequentialModule(equiconv.nn.InnerBatchNorm(t), equiconv.nn.ELU(t))
+    assert_few_passes(module, [t(torch.randn(64, t.size, 6, 6, requires_grad=True))])
+
+
+def test_passes_are_counted():
+    x = torch.randn(64, 8, requires_grad=True)
+    assert passes(lambda: (x * 2).view(8, 64).exp(), 64) == ["aten::mul", "aten::exp"]
+    assert passes(lambda: (x.t().contiguous(), x.double(), x.to(torch.float32)), 64) == ["aten::contiguous", "aten::to"]
