@@ -1,0 +1,114 @@
+"""Compiles the fused kernels when a layer first needs them: with NVRTC, or nvcc; keeps the result in EQUICONV_CACHE."""
+import ctypes
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from ..backends import HERE
+from ..basis import cache as disk
+
+SOURCES = HERE / "cuda_kernels"
+STANDARD = "-std=c++17"
+
+
+class Nvrtc:
+    """The library of CUDA that compiles in the process; torch brings it along."""
+
+    def __init__(self, library):
+        self._library = ctypes.CDLL(library)
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self._check(self._library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
+        self.version = f"nvrtc {major.value}.{minor.value}"
+
+    def compile(self, source, arch):
+        """The cubin of C++ source for an architecture such as "sm_90". Raises RuntimeError with the compiler's words."""
+        program = ctypes.c_void_p()
+        self._check(self._library.nvrtcCreateProgram(
+            ctypes.byref(program), source.encode(), b"steerable_conv.cu", 0, None, None))
+        try:
+            options = [f"--gpu-architecture={arch}".encode(), STANDARD.encode(), f"-I{SOURCES}".encode()]
+            status = self._library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+            if status != 0:
+                raise RuntimeError(f"NVRTC: {self._text(program, 'ProgramLog')}")
+            return self._bytes(program, "CUBIN")
+        finally:
+            self._library.nvrtcDestroyProgram(ctypes.byref(program))
+
+    def _bytes(self, program, what):
+        size = ctypes.c_size_t()
+        self._check(getattr(self._library, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+        buffer = ctypes.create_string_buffer(size.value)
+        self._check(getattr(self._library, f"nvrtcGet{what}")(program, buffer))
+        return buffer.raw
+
+    def _text(self, program, what):
+        return self._bytes(program, what).rstrip(b"\0").decode(errors="replace")
+
+    def _check(self, status):
+        if status != 0:
+            get = self._library.nvrtcGetErrorString
+            get.restype = ctypes.c_char_p
+            raise RuntimeError(f"NVRTC: {get(status).decode()}")
+
+
+class Nvcc:
+    """The compiler of a CUDA toolkit."""
+
+    def __init__(self, path):
+        self._path = path
+        self.version = subprocess.run([path, "--version"], check=True, capture_output=True, text=True).stdout.strip()
+
+    def compile(self, source, arch):
+        """As Nvrtc.compile."""
+        with tempfile.TemporaryDirectory() as folder:
+            text, target = Path(folder, "steerable_conv.cu"), Path(folder, "steerable_conv.cubin")
+            text.write_text(source)
+            done = subprocess.run([self._path, STANDARD, f"-arch={arch}", "-cubin", f"-I{SOURCES}", text, "-o", target],
+                                  capture_output=True, text=True)
+            if done.returncode != 0:
+                raise RuntimeError(f"nvcc: {done.stderr}")
+            return target.read_bytes()
+
+
+@cache
+def compiler():
+    """An Nvrtc or Nvcc, or None where neither is to be found."""
+    for library in _libraries():
+        try:
+            return Nvrtc(library)
+        except (OSError, AttributeError, RuntimeError):  # there is none of that name, or it is broken
+            continue
+    nvcc = shutil.which("nvcc")
+    return Nvcc(nvcc) if nvcc else None
+
+
+def _libraries():
+    """Names of NVRTC: where torch's packages have it, and wherever the system looks."""
+    if not torch.version.cuda:
+        return []
+    major = torch.version.cuda.split(".")[0]
+    packages = Path(torch.__file__).parent.parent / "nvidia"
+    return [*map(str, sorted(packages.glob(f"*/lib/libnvrtc.so.{major}"))), f"libnvrtc.so.{major}", "libnvrtc.so"]
+
+
+def compiled(source, arch):
+    """The cubin of that source: from the cache on disk, or compiled."""
+    found = compiler()
+    if found is None:
+        raise RuntimeError("the fused kernels are compiled when they are first needed, and there is neither NVRTC nor "
+                           "nvcc")
+    digest = hashlib.blake2b(digest_size=20)
+    for part in (found.version, arch, source, *(path.read_text() for path in sorted(SOURCES.glob("*.cuh")))):
+        digest.update(part.encode())
+        digest.update(b"\0")
+    name = f"steerable_conv_{digest.hexdigest()}.cubin"
+    cubin = disk.read_file(name)
+    if cubin is None:
+        cubin = found.compile(source, arch)
+        disk.write_file(name, cubin)
+    return cubin
