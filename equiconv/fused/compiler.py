@@ -31,8 +31,8 @@ class Nvrtc:
         self._check(self._library.nvrtcCreateProgram(
             ctypes.byref(program), source.encode(), b"steerable_conv.cu", 0, None, None))
         try:
-            options = [f"--gpu-architecture={arch}".encode(), STANDARD.encode(), f"-I{SOURCES}".encode()]
-            status = self._library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+            options = [f"--gpu-architecture={arch}", STANDARD, "-default-device", f"-I{SOURCES}"]
+            status = self._library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*(o.encode() for o in options)))
             if status != 0:
                 raise RuntimeError(f"NVRTC: {self._text(program, 'ProgramLog')}")
             return self._bytes(program, "CUBIN")

@@ -12,11 +12,13 @@ part 0 or 1 of the mixing says which of the two a weight belongs to.
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ..layout.folding import symmetrise
 
 ROUNDING = 1e-10  # relative differences below this come from float64
 ALIGNMENT = 8     # of the copies of an irrep: they are padded to a multiple
+SCALES = 2.0 ** np.linspace(0, 1, 1024, endpoint=False)
 
 
 class Unsupported(ValueError):
@@ -37,7 +39,7 @@ class Block:
 
 
 class Side:
-    """The input or the output of a layer: fields, and their irreps in blocks.
+    """The input or the output of a layer: fields, and those of their irreps that have weights, in blocks.
 
     blocks     list of Block
     channels   of the blocks, with padding
@@ -45,11 +47,11 @@ class Side:
     to_packed  [channels, field channels]: of the input x^ = to_packed @ x, of the output y = to_packed.T @ y^
     """
 
-    def __init__(self, fields, field_channels, basis):
-        """fields: FieldsOf, each once; basis(layout) [size, size]: to irreps"""
-        copies = {}
-        for f in fields:
-            for slot in f.layout.slots:
+    def __init__(self, slots, field_channels, basis):
+        """slots: (FieldsOf, IrrepSlot) of each weight; basis(layout) [size, size]: to irreps"""
+        irreps, copies = {slot.irrep for _, slot in slots}, {}
+        for f in {f.channels: f for f, _ in slots}.values():
+            for slot in (slot for slot in f.layout.slots if slot.irrep in irreps):
                 size, found = copies.setdefault(slot.irrep, (slot.size, []))
                 found += [(f, i, slot) for i in range(len(f))]
         self.blocks, self.place, self.channels = [], {}, 0
@@ -98,12 +100,13 @@ class IrrepLayer:
     mixing           Mixing
     """
 
-    def __init__(self, plan, kernel, sides, adjoint):
-        """sides: (input, output)"""
+    def __init__(self, plan, kernel, sides, adjoint, dtype):
+        """sides: (input, output); dtype: torch's, of the numbers that the harmonics are rounded to"""
         self.source, self.target = reversed(sides) if adjoint else sides
         harmonics = symmetrise(plan.harmonics, kernel).reshape(-1, *kernel)
-        self.harmonics = harmonics[:, ::-1, ::-1] if adjoint else harmonics
-        paths = list(_paths(plan, self.source, self.target, adjoint))
+        scales = _exact_scales(harmonics, dtype)
+        self.harmonics = scales[:, None, None] * (harmonics[:, ::-1, ::-1] if adjoint else harmonics)
+        paths = list(_paths(plan, scales, self.source, self.target, adjoint))
         self.is_complex = [_is_complex(n, block.size, paths) for n, block in enumerate(self.target.blocks)]
         self.tensors, rows = {}, []
         for path in paths:
@@ -123,12 +126,11 @@ def sides_of(plan):
     for fields in (f for pair in pairs for f in (pair.in_fields, pair.out_fields)):
         if fields.layout.slots[0].irrep is None:
             raise Unsupported("its kernels are not blocks between irreps")
-    return (Side(_distinct(p.in_fields for p in pairs), plan.in_channels, lambda layout: layout.change_of_basis_inv),
-            Side(_distinct(p.out_fields for p in pairs), plan.out_channels, lambda layout: layout.change_of_basis.T))
-
-
-def _distinct(fields):
-    return list({f.channels: f for f in fields}.values())
+    paths = [(pair, path) for pair in pairs for path in pair.paths]
+    return (Side([(pair.in_fields, path.in_slot) for pair, path in paths], plan.in_channels,
+                 lambda layout: layout.change_of_basis_inv),
+            Side([(pair.out_fields, path.out_slot) for pair, path in paths], plan.out_channels,
+                 lambda layout: layout.change_of_basis.T))
 
 
 @dataclass(frozen=True)
@@ -142,13 +144,22 @@ class _Path:
     weights: np.ndarray
 
 
-def _paths(plan, source, target, adjoint):
+def _exact_scales(harmonics, dtype):
+    """Factors [R] by which harmonics [R, k, k] lose least when they are rounded to a torch.dtype: they have few values."""
+    def error(values):  # [R, scales]
+        rounded = torch.from_numpy(values).to(dtype).double().numpy()
+        return np.square(rounded - values).sum(-1) / np.square(values).sum(-1)
+
+    return SCALES[np.argmin(error(harmonics.reshape(len(harmonics), 1, -1) * SCALES[:, None]), axis=1)]
+
+
+def _paths(plan, scales, source, target, adjoint):
     first = 0
     for pair in plan.pairs:
         out_fields, in_fields, count = len(pair.out_fields), len(pair.in_fields), len(pair.paths)
         for p, path in enumerate(pair.paths):
             from_, to = (pair.in_fields, path.in_slot), (pair.out_fields, path.out_slot)
-            tensor, weights = path.coefficients, first + p + count * np.arange(out_fields * in_fields)
+            tensor, weights = path.coefficients / scales, first + p + count * np.arange(out_fields * in_fields)
             weights = weights.reshape(out_fields, in_fields)
             if adjoint:
                 from_, to, tensor, weights = to, from_, tensor.transpose(1, 0, 2), weights.T

@@ -55,8 +55,8 @@ class _Direction:
     """From the input to the output, or the adjoint."""
 
     def __init__(self, plan, kernel, sides, adjoint, device, dtype):
-        self._irreps, self._number, self._weights = IrrepLayer(plan, kernel, sides, adjoint), NUMBERS[dtype], plan.weights
-        self._harmonics, self._device = Harmonics(self._irreps), device
+        self._irreps, self._number = IrrepLayer(plan, kernel, sides, adjoint, dtype), NUMBERS[dtype]
+        self._harmonics, self._device, self._weights = Harmonics(self._irreps), device, plan.weights
         self.toeplitz = torch.from_numpy(packing.toeplitz(self._harmonics)).to(device, dtype)
 
     @cached_property

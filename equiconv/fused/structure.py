@@ -122,8 +122,6 @@ class Structure:
                 for n, piece in enumerate(pieces):
                     self._add_steps(m, n, layer.tensors.get((m, piece.block), []), slots, self.is_complex(n))
                 self.steps_of[-1].append((first, len(self.steps)))
-        if not self.steps:
-            raise Unsupported("a part of the output has no weights")
 
     def _add_steps(self, m, n, tensors, slots, is_complex):
         mine = [z for z, tensor in enumerate(tensors) if set(_harmonics_of(tensor)) <= set(slots)]

@@ -12,6 +12,8 @@
 
 namespace equiconv {
 
+constexpr int kTilesForHalves = 16;  // a lone z needs half a product, which costs registers: with more tiles, they run out
+
 struct ForwardParams {
   const u16* x;           // [batch, height, width, channels_in]
   const uint4* weights;   // [n_operands, 32 lanes]
@@ -117,15 +119,15 @@ struct Forward {
       } else {  // w: the weights of z0 and z1 for two blocks
         unroll<0, out.size>([&](auto component) EQ_INLINE {
           constexpr int c = decltype(component)::value;
-          if constexpr (s.z1 < 0) {
+          if constexpr (s.z1 < 0 && S::n_tiles <= kTilesForHalves) {
             u32 a[2];
             operand<s.z0 + c, 0>(a, r);
             Number::mma_half(acc[S::tile(s.out, c, nb)], a, w.x);
             if constexpr (second) Number::mma_half(acc[S::tile(s.out, c, nb + 1)], a, w.z);
           } else {
-            u32 a[4];
+            u32 a[4] = {};
             operand<s.z0 + c, 0>(a, r);
-            operand<s.z1 + c, 2>(a, r);
+            if constexpr (s.z1 >= 0) operand<s.z1 + c, 2>(a, r);
             Number::mma(acc[S::tile(s.out, c, nb)], a, w.x, w.y);
             if constexpr (second) Number::mma(acc[S::tile(s.out, c, nb + 1)], a, w.z, w.w);
           }

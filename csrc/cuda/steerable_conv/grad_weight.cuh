@@ -140,12 +140,12 @@ struct GradWeight {
   EQ_DEVICE static void accumulate(float (&acc)[N_TILES][4], const R& r, u32 at) {
     static constexpr Step s = T::steps[STEP];
     static constexpr Irrep out = T::out[s.out];
-    constexpr int blocks = out.copies / 8, pairs = (blocks + 1) / 2;
+    constexpr int first = S::tile(s.out, 0, 0), blocks = out.copies / 8, pairs = (blocks + 1) / 2;
     Gradient<out.size, pairs> d;
 #pragma unroll
     for (int c = 0; c < out.size; ++c)
 #pragma unroll
-      for (int b = 0; b < pairs; ++b) load_transposed(d.g[c][b], at + S::tile(s.out, c, 2 * b) * g_plane);
+      for (int b = 0; b < pairs; ++b) load_transposed(d.g[c][b], at + (first + c * blocks + 2 * b) * g_plane);
     if constexpr (out.complex) {
       u32 z0[4], z1[4];
       operand<s.z0>(z0, r);
