@@ -5,8 +5,9 @@ import subprocess
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
-from equiconv.fused import launch
+from equiconv.fused import launch, layer
 
 ROOT = Path(__file__).parent.parent
 KERNEL = re.compile(r"(equiconv_\w+)\(const (\w+) p\)")
@@ -15,21 +16,24 @@ KERNEL = re.compile(r"(equiconv_\w+)\(const (\w+) p\)")
 class EmulatedGpu:
     """In place of launch.Device.
 
-    last_to_first, copies_land_early, skipped_line   see tests/emulation/instructions.h
-    launched                                         the kernels in their order
+    last_to_first, copies_land_early   see tests/emulation
+    skipped_line, skipped_in           a barrier or wait that does nothing, in that file of csrc/cuda/steerable_conv
+    launched                           the kernels in their order
     """
     processors, shared_bytes = 2, 227 * 1024
 
-    def __init__(self, folder, last_to_first=False, copies_land_early=False, skipped_line=0):
-        self._folder, self.options = folder, (last_to_first, copies_land_early, skipped_line)
-        self.launched = []
+    def __init__(self, folder, last_to_first=False, copies_land_early=False, skipped_line=0, skipped_in=""):
+        self._folder, self.launched = folder, []
+        self._orders, self._skipped = (last_to_first, copies_land_early), (skipped_line, skipped_in)
 
     def launch(self, source, name, grid, threads, shared_bytes, params):
         self.launched.append(name)
         run = getattr(build(self._folder, source), f"run_{name}")
         run.restype = ctypes.c_bool
-        skipped = self.options[-1]
-        assert not run(ctypes.byref(params), *grid, threads, shared_bytes, *self.options) or skipped, "a copy was not waited for"
+        line, file = self._skipped
+        skipped = line if f'#include "{file}"' in source else 0
+        left = run(ctypes.byref(params), *grid, threads, shared_bytes, *self._orders, skipped)
+        assert skipped or not left, "an asynchronous copy was not waited for"
 
 
 @cache
@@ -48,4 +52,5 @@ def emulate(monkeypatch, folder, **options):
     """Makes launch.device_of give an EmulatedGpu, which is returned."""
     gpu = EmulatedGpu(folder, **options)
     monkeypatch.setattr(launch, "device_of", lambda device: gpu)
+    monkeypatch.setattr(layer, "_LAYERS", WeakKeyDictionary())  # that are made for another GPU
     return gpu

@@ -87,7 +87,7 @@ class Call:
 
 
 def results(function, tensors, grad=None):
-    """[output, gradients of x, weights and (where there is one) bias] for a gradient of the output, by default random."""
+    """[output, gradients of x, weights and (where there is one) bias] for a gradient of the output (random if None)."""
     tensors = [None if t is None else t.detach().requires_grad_() for t in tensors]
     y = function(*tensors)
     if grad is None:

@@ -26,14 +26,14 @@ class Nvrtc:
         self.version = f"nvrtc {major.value}.{minor.value}"
 
     def compile(self, source, arch):
-        """The cubin of C++ source for an architecture such as "sm_90". Raises RuntimeError with the compiler's words."""
+        """The cubin of C++ source for an architecture such as "sm_90". Raises RuntimeError with the errors."""
         program = ctypes.c_void_p()
         self._check(self._library.nvrtcCreateProgram(
             ctypes.byref(program), source.encode(), b"steerable_conv.cu", 0, None, None))
         try:
             options = [f"--gpu-architecture={arch}", STANDARD, "-default-device", f"-I{SOURCES}"]
-            status = self._library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*(o.encode() for o in options)))
-            if status != 0:
+            encoded = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+            if self._library.nvrtcCompileProgram(program, len(options), encoded) != 0:
                 raise RuntimeError(f"NVRTC: {self._text(program, 'ProgramLog')}")
             return self._bytes(program, "CUBIN")
         finally:

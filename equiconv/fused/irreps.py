@@ -145,7 +145,10 @@ class _Path:
 
 
 def _exact_scales(harmonics, dtype):
-    """Factors [R] by which harmonics [R, k, k] lose least when they are rounded to a torch.dtype: they have few values."""
+    """Factors [R] with which harmonics [R, k, k] lose least when they are rounded to a torch.dtype.
+
+    A harmonic has few different values: there are factors that make all of them nearly exact.
+    """
     def error(values):  # [R, scales]
         rounded = torch.from_numpy(values).to(dtype).double().numpy()
         return np.square(rounded - values).sum(-1) / np.square(values).sum(-1)

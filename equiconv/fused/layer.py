@@ -1,6 +1,5 @@
 """A layer that the fused kernels compute: its kernels and tables, and their calls for tensors."""
 from dataclasses import dataclass
-from functools import cached_property
 from math import ceil, prod
 from weakref import WeakKeyDictionary
 
@@ -59,19 +58,12 @@ class _Direction:
         self._harmonics, self._device, self._weights = Harmonics(self._irreps), device, plan.weights
         self.toeplitz = torch.from_numpy(packing.toeplitz(self._harmonics)).to(device, dtype)
 
-    @cached_property
-    def forward(self):
-        structures = forward_structures(self._irreps, self._harmonics, self._shared_bytes)
-        return [self._kernel(s, s.forward_source, packing.weight_map) for s in structures]
-
-    @cached_property
-    def gradient(self):
-        structures = gradient_structures(self._irreps, self._harmonics, self._shared_bytes)
-        return [self._kernel(s, s.gradient_source, packing.gradient_map) for s in structures]
-
-    @property
-    def _shared_bytes(self):
-        return launch.device_of(self._device).shared_bytes
+        shared_bytes = launch.device_of(device).shared_bytes
+        self.forward = [self._kernel(s, s.forward_source, packing.weight_map)
+                        for s in forward_structures(self._irreps, self._harmonics, shared_bytes)]
+        self.gradient = [] if adjoint else [
+            self._kernel(s, s.gradient_source, packing.gradient_map)
+            for s in gradient_structures(self._irreps, self._harmonics, shared_bytes)]
 
     def _kernel(self, structure, source, terms):
         return _Kernel(structure, source(self._number), _Terms.of(terms(structure, self._weights), self._device))
@@ -92,13 +84,6 @@ class FusedLayer:
         self._to_packed = [_Terms.of(packing.SparseMap.of_matrix(side.to_packed), device) for side in sides]
         self._from_packed = [_Terms.of(packing.SparseMap.of_matrix(side.to_packed.T), device) for side in sides]
         self._directions = [_Direction(plan, kernel, sides, adjoint, device, dtype) for adjoint in (False, True)]
-
-    def prepare(self):
-        """Makes all tables now that the calls need."""
-        for direction in self._directions:
-            direction.forward
-        self._directions[False].gradient
-        return self
 
     def convolve(self, source, weights, bias, adjoint, padding, target_size):
         """The convolution, or its adjoint: grad_output -> grad_input. padding: of the direction that is computed.
@@ -197,7 +182,7 @@ def fused_layer(plan, kernel, device, dtype):
     key = (tuple(kernel), device, dtype)
     if key not in known:
         try:
-            known[key] = FusedLayer(plan, key[0], device, dtype).prepare()
+            known[key] = FusedLayer(plan, key[0], device, dtype)
         except Unsupported as problem:
             known[key] = problem
     if isinstance(known[key], Unsupported):

@@ -39,7 +39,7 @@ class SparseMap:
 
 
 def _of_structure(structure):
-    """(rows of the layer's Mixing in the structure, number of the piece and copy in it, step, which of its two parts)"""
+    """For each piece (rows of the layer's Mixing, the target's copies in the piece, steps, which of a step's parts)"""
     mixing, found = structure.layer.mixing, []
     for n, piece in enumerate(structure.pieces):
         mask = mixing.target == piece.block
@@ -60,7 +60,8 @@ def weight_map(structure, weights):
     to, index, values = [], [], []
     for rows, copy, step, which in _of_structure(structure):
         m, at = rows.source, rows.source_copy
-        operand = structure.operand_base[m] + at // 8 * np.array(structure.operands)[m] + structure.operand[step] + copy // 16
+        operand = structure.operand_base[m] + at // 8 * np.array(structure.operands)[m] + structure.operand[step]
+        operand += copy // 16
         lane, register = copy % 8 * 4 + at % 8 // 2, copy // 8 % 2 * 2 + which
         to.append(((operand * 32 + lane) * 4 + register) * 2 + at % 2)
         index.append(rows.weight)
@@ -75,7 +76,8 @@ def gradient_map(structure, weights):
     for rows, copy, step, which in _of_structure(structure):
         m, at = rows.source, rows.source_copy
         blocks = np.array([piece.copies // 8 for piece in structure.pieces])[np.array(structure.steps)[step, 0]]
-        tile = structure.tile_base[m] + at // 16 * np.array(structure.tiles)[m] + structure.tile[step] + which * blocks + copy // 8
+        tile = structure.tile_base[m] + at // 16 * np.array(structure.tiles)[m] + structure.tile[step]
+        tile += which * blocks + copy // 8
         lane, number = at % 8 * 4 + copy % 8 // 2, at % 16 // 8 * 2 + copy % 2
         to.append(rows.weight)
         index.append((tile * 32 + lane) * 4 + number)

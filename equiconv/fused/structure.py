@@ -247,7 +247,8 @@ class Structure:
 
     def gradient_source(self, number):
         """C++ of the kernel equiconv_grad_weight."""
-        return self._source("grad_weight", f"GradWeight<Layer, {number}, {self.row_warps}>", self.gradient_bytes, "start")
+        kernel = f"GradWeight<Layer, {number}, {self.row_warps}>"
+        return self._source("grad_weight", kernel, self.gradient_bytes, "start")
 
     def _source(self, name, kernel, shared_bytes, function):
         params = "".join(part.capitalize() for part in name.split("_")) + "Params"
@@ -276,7 +277,8 @@ def _array(declaration, rows):
             lines.append(line)
             line = ""
         line += f"{item}, "
-    return f"  static constexpr {declaration} = {{\n" + "".join(f"    {one.rstrip()}\n" for one in [*lines, line]) + "  };\n"
+    text = "".join(f"    {one.rstrip()}\n" for one in [*lines, line])
+    return f"  static constexpr {declaration} = {{\n{text}  }};\n"
 
 
 def _text(value):

@@ -28,7 +28,8 @@ def _layer(tensor, plan, kernel):
 
 def _convolve(source, weights, bias, plan, kernel, adjoint, padding, target_size):
     bias = None if bias is None else bias.float().contiguous()
-    return _layer(source, plan, kernel).convolve(source, weights.float().contiguous(), bias, adjoint, padding, target_size)
+    weights = weights.float().contiguous()
+    return _layer(source, plan, kernel).convolve(source, weights, bias, adjoint, padding, target_size)
 
 
 def _convolve_bwd(source, weights, companion, plan, kernel, adjoint, padding, target_size, wants_target, wants_weights):
@@ -140,7 +141,8 @@ def fused_steerable_conv(x, weights, plan, kernel_size, *, bias=None, padding=0,
         x, padding = F.pad(x, [padding[1], padding[1], padding[0], padding[0]], padding_mode), (0, 0)
     size = [n + 2 * p - k + 1 for n, p, k in zip(x.shape[2:], padding, kernel_size)]
     if not torch.compiler.is_compiling() and min(size) < 1:
-        raise ValueError(f"fused_steerable_conv: x is too small for the kernel: its sizes {tuple(x.shape[2:])} give {size}")
+        raise ValueError(f"fused_steerable_conv: x is too small for the kernel: its sizes {tuple(x.shape[2:])} give "
+                         f"{size}")
     return _fwd["fused"](x, weights, bias, _key_of(plan), list(kernel_size), False, list(padding),
                          [plan.out_channels, *size])
 
