@@ -24,6 +24,7 @@ from equiconv.fused import (
 from equiconv.fused.layer import NUMBERS, maps_source
 from equiconv.layout import Geometry
 from equiconv.ops import expand_filter, fused_steerable_conv
+from equiconv.ops.fused_steerable_conv import _key_of
 from tests import cases, emulated_gpu
 from tests.cases import CASES, SMALL, regular
 from tests.steerable_calls import Call, errors, plan_between, results
@@ -44,7 +45,6 @@ def is_supported(case):
 
 
 SUPPORTED = [case for case in SMALL if is_supported(case)]
-FAST = ("c4_interleaved", "d4_quotient")  # complex and real type, changes of basis, odd multiplicities
 
 
 @pytest.fixture(scope="session")
@@ -122,8 +122,8 @@ def sources_of(call, dtype=BF16, shared_bytes=SHARED["sm_90"]):
 # ---- values and gradients, emulated ----
 
 @needs_gpp
-@pytest.mark.parametrize("case", [pytest.param(case, marks=[] if case.name in FAST else pytest.mark.slow)
-                                  for case in SUPPORTED], ids=lambda case: case.name)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SUPPORTED, ids=lambda case: case.name)
 def test_emulated_cases(gpu, case):
     assert_as_good_as_dense(Call.of(case), BF16)
 
@@ -132,27 +132,26 @@ def test_emulated_cases(gpu, case):
 def test_emulated_options(gpu):
     """Options that the kernels of one layer take without being compiled again."""
     call = small_call()
-    assert_as_good_as_dense(call, BF16, channels_last=True)
-    for size in ((1, 1), (17, 3), (2, 19)):
-        assert_as_good_as_dense(call.with_(size=size), BF16)
-    for padding in (0, 2, (0, 3)):
-        assert_as_good_as_dense(call.with_(options={"padding": padding}), BF16, channels_last=True)
-    for mode in ("reflect", "replicate", "circular"):
-        assert_as_good_as_dense(call.with_(options={"padding": 2, "padding_mode": mode}), BF16)
-    assert_as_good_as_dense(call.with_(has_bias=False), BF16)
+    assert_as_good_as_dense(call, BF16)
+    assert_as_good_as_dense(call.with_(size=(17, 3), has_bias=False), BF16, channels_last=True)
+    assert_as_good_as_dense(call.with_(size=(1, 1)), BF16)
+    assert_as_good_as_dense(call.with_(options={"padding": (0, 3)}), BF16, channels_last=True)
+    assert_as_good_as_dense(call.with_(options={"padding": 2, "padding_mode": "reflect"}), BF16)
     y, *gradients = results(fused(call), inputs(call.with_(batch=0), BF16))
-    assert y.shape == (0, call.plan.out_channels, 9, 10) and not any(g.any() for g in gradients)
+    assert y.shape == (0, call.plan.out_channels, 9, 8) and not any(g.any() for g in gradients)
     assert set(gpu.launched) == {"equiconv_change_channels", "equiconv_pack_weights", "equiconv_forward",
                                  "equiconv_grad_weight", "equiconv_reduce", "equiconv_unpack_gradient"}
 
 
 @needs_gpp
+@pytest.mark.slow
 def test_float16(gpu):
     assert_as_good_as_dense(small_call(), F16)
 
 
 def small_call():
-    return Call(plan_between("D1", regular(2), regular(3), 3), (3, 3), {"padding": 1}, 2, (9, 10))
+    """Irreps of complex and of real type, changes of basis, fields of two types in turn."""
+    return Call.of(CASES["c4_interleaved"])
 
 
 @needs_gpp
@@ -186,11 +185,20 @@ def test_second_derivatives(gpu):
 def test_opcheck(gpu):
     call = small_call()
     x, weights, bias = inputs(call, BF16)
-    fused(call)(x, weights, bias)  # which gives the plan its key
-    arguments = (call.plan._key_of_op, [3, 3], False, [1, 1], [call.plan.out_channels, 9, 10])
+    arguments = (_key_of(call.plan), [3, 3], False, [1, 1], [call.plan.out_channels, 9, 8])
     opcheck(torch.ops.equiconv.steerable_conv.fused, (x, weights, bias, *arguments))
-    y = torch.ones(2, call.plan.out_channels, 9, 10, dtype=BF16)
+    y = torch.ones(2, call.plan.out_channels, 9, 8, dtype=BF16)
     opcheck(torch.ops.equiconv.steerable_conv_bwd.fused, (x, weights, y, *arguments, True, True))
+
+
+@needs_gpp
+def test_graphs(gpu):
+    """One graph, forward and backward, with the plan as a constant of it."""
+    call = small_call()
+    torch._dynamo.reset()
+    compiled = torch.compile(fused(call), backend="aot_eager", fullgraph=True)
+    tensors = inputs(call, BF16)
+    assert all(torch.equal(a, b) for a, b in zip(results(compiled, tensors), results(fused(call), tensors)))
 
 
 # ---- barriers and waits ----
@@ -202,13 +210,13 @@ def test_order_of_threads_and_copies_does_not_matter(monkeypatch, folder, name):
     for last_to_first in (False, True):
         for copies_land_early in (False, True):
             emulated_gpu.emulate(monkeypatch, folder, last_to_first=last_to_first, copies_land_early=copies_land_early)
-            found.append(three_chunks(name))
+            found.append(several_stages(name))
     assert all(torch.equal(a, b) for others in found[1:] for a, b in zip(found[0], others, strict=True))
 
 
-def three_chunks(name):
+def several_stages(name):
     """Results of a layer with more copies of an irrep than are staged at a time, and several tiles of pixels."""
-    call = Call(plan_between(name, regular(33), regular(3), 3), (3, 3), {"padding": 1}, 2, (19, 18))
+    call = Call(plan_between(name, regular(17), regular(2), 3), (3, 3), {"padding": 1}, 1, (17, 10))
     return results(fused(call), inputs(call, BF16))
 
 
@@ -227,11 +235,11 @@ SYNCHRONISATION = [at for file in ("forward.cuh", "grad_weight.cuh", "maps.cuh")
 @pytest.mark.parametrize("file,line", SYNCHRONISATION)
 def test_every_barrier_and_wait_is_needed(monkeypatch, folder, file, line):
     emulated_gpu.emulate(monkeypatch, folder)
-    right, wrong = three_chunks("D1"), []
+    right, wrong = several_stages("D1"), []
     for options in ((a, b) for a in (False, True) for b in (False, True)):
         emulated_gpu.emulate(monkeypatch, folder, last_to_first=options[0], copies_land_early=options[1],
                              skipped_line=line, skipped_in=file)
-        wrong.append(not all(torch.equal(a, b) for a, b in zip(right, three_chunks("D1"))))
+        wrong.append(not all(torch.equal(a, b) for a, b in zip(right, several_stages("D1"))))
     assert any(wrong)
 
 
@@ -316,13 +324,13 @@ def test_a_layer_that_is_too_wide(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("changes,message", [
     ({"x": torch.zeros(1, 4, 5, 5)}, "x must be bfloat16 or float16, got torch.float32"),
-    ({"x": torch.zeros(1, 3, 5, 5, dtype=BF16)}, r"x must have shape \[B, 4, height, width\], got \(1, 3, 5, 5\)"),
+    ({"x": torch.zeros(1, 3, 5, 5, dtype=BF16)}, r"x must have shape \[B, 10, height, width\], got \(1, 3, 5, 5\)"),
     ({"weights": torch.zeros(3)}, "weights must be "), ({"kernel_size": (5, 5)}, "kernel_size must be .* product is 9"),
-    ({"padding": -1}, r"padding must be .* got \(-1, -1\)"), ({"bias": torch.zeros(4)}, r"bias must have shape \(6,\)"),
-    ({"x": torch.zeros(1, 4, 2, 2, dtype=BF16)}, r"too small for the kernel: its sizes \(2, 2\) give \[0, 0\]")])
+    ({"padding": -1}, r"padding must be .* got \(-1, -1\)"), ({"bias": torch.zeros(4)}, r"bias must have shape \(18,\)"),
+    ({"x": torch.zeros(1, 10, 2, 2, dtype=BF16)}, r"x is too small .* sizes \(2, 2\) give \[0, 0\]")])
 def test_bad_input(changes, message):
     plan = small_call().plan
-    arguments = {"x": torch.zeros(1, 4, 5, 5, dtype=BF16), "weights": torch.zeros(plan.weights), "plan": plan,
+    arguments = {"x": torch.zeros(1, 10, 5, 5, dtype=BF16), "weights": torch.zeros(plan.weights), "plan": plan,
                  "kernel_size": (3, 3), **changes}
     with pytest.raises(ValueError, match=f"fused_steerable_conv: {message}"):
         fused_steerable_conv(**arguments)
@@ -330,14 +338,13 @@ def test_bad_input(changes, message):
 
 def test_no_compiler(monkeypatch):
     monkeypatch.setattr(compiler, "compiler", lambda: None)
-    with pytest.raises(RuntimeError, match="neither NVRTC nor nvcc"):
+    with pytest.raises(RuntimeError, match="cannot run here: there is neither NVRTC nor nvcc"):
         compiler.compiled("", "sm_90")
 
 
 def test_cache_on_disk(monkeypatch, tmp_path):
     class Fake:
-        version = "fake 1"
-        calls = 0
+        version, archs, calls = "fake 1", {"sm_80", "sm_90"}, 0
 
         def compile(self, source, arch):
             self.calls += 1
@@ -348,6 +355,9 @@ def test_cache_on_disk(monkeypatch, tmp_path):
     monkeypatch.setattr(disk, "CACHE_FOLDER", str(tmp_path / "cache"))
     for arch, calls in (("sm_80", 1), ("sm_80", 1), ("sm_90", 2), ("sm_90", 2)):
         assert compiler.compiled("text", arch) == f"text for {arch}".encode() and fake.calls == calls
+    assert compiler.why_not("sm_80") is None
+    with pytest.raises(RuntimeError, match="does not know sm_75: fake 1"):
+        compiler.compiled("text", "sm_75")
     fake.version = "fake 2"
     assert compiler.compiled("text", "sm_90") and fake.calls == 3
     monkeypatch.setattr(disk, "CACHE_FOLDER", "")
@@ -368,16 +378,18 @@ def compile_(folder, source, arch):
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", ["sm_90", pytest.param("sm_80", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
-def test_maps_compile(tmp_path, dtype, arch):
-    compile_(tmp_path, maps_source(NUMBERS[dtype]), arch)
+def test_kernels_compile(tmp_path):
+    forward, *_ = sources_of(small_call())
+    compile_(tmp_path, forward, "sm_80")
 
 
 @needs_nvcc
-def test_kernels_compile(tmp_path):
-    for source in sources_of(small_call()):
-        compile_(tmp_path, source, "sm_80")
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+def test_all_kernels_of_a_layer_compile(tmp_path, dtype, arch):
+    for source in (maps_source(NUMBERS[dtype]), *sources_of(small_call(), dtype)):
+        compile_(tmp_path, source, arch)
 
 
 @needs_nvcc

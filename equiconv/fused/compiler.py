@@ -24,6 +24,11 @@ class Nvrtc:
         major, minor = ctypes.c_int(), ctypes.c_int()
         self._check(self._library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
         self.version = f"nvrtc {major.value}.{minor.value}"
+        count = ctypes.c_int()
+        self._check(self._library.nvrtcGetNumSupportedArchs(ctypes.byref(count)))
+        archs = (ctypes.c_int * count.value)()
+        self._check(self._library.nvrtcGetSupportedArchs(archs))
+        self.archs = {f"sm_{arch}" for arch in archs}
 
     def compile(self, source, arch):
         """The cubin of C++ source for an architecture such as "sm_90". Raises RuntimeError with the errors."""
@@ -61,7 +66,9 @@ class Nvcc:
 
     def __init__(self, path):
         self._path = path
-        self.version = subprocess.run([path, "--version"], check=True, capture_output=True, text=True).stdout.strip()
+        self.version, listed = (subprocess.run([path, option], check=True, capture_output=True, text=True).stdout
+                                for option in ("--version", "--list-gpu-code"))
+        self.archs = set(listed.split())
 
     def compile(self, source, arch):
         """As Nvrtc.compile."""
@@ -73,6 +80,14 @@ class Nvcc:
             if done.returncode != 0:
                 raise RuntimeError(f"nvcc: {done.stderr}")
             return target.read_bytes()
+
+
+def why_not(arch):
+    """None if the kernels can be compiled for an architecture such as "sm_90", else the reason."""
+    found = compiler()
+    if found is None:
+        return "there is neither NVRTC nor nvcc to compile it"
+    return None if arch in found.archs else f"the compiler here does not know {arch}: {found.version}"
 
 
 @cache
@@ -98,11 +113,10 @@ def _libraries():
 
 def compiled(source, arch):
     """The cubin of that source: from the cache on disk, or compiled."""
-    found = compiler()
-    if found is None:
-        raise RuntimeError("the fused kernels are compiled when they are first needed, and there is neither NVRTC nor "
-                           "nvcc")
-    digest = hashlib.blake2b(digest_size=20)
+    reason = why_not(arch)
+    if reason is not None:
+        raise RuntimeError(f"the fused convolution cannot run here: {reason}")
+    found, digest = compiler(), hashlib.blake2b(digest_size=20)
     for part in (found.version, arch, source, *(path.read_text() for path in sorted(SOURCES.glob("*.cuh")))):
         digest.update(part.encode())
         digest.update(b"\0")

@@ -47,7 +47,7 @@ class Device:
         with torch.cuda.device(self.index):
             kernel = self._kernels.get((source, name))
             if kernel is None:
-                kernel = self._kernels[source, name] = _load(compiled(source, self.arch), name, shared_bytes)
+                kernel = self._kernels[source, name] = _load(compiled(source, self.arch), name, self.shared_bytes)
             arguments = (ctypes.c_void_p * 1)(ctypes.addressof(params))
             stream = ctypes.c_void_p(torch.cuda.current_stream(self.index).cuda_stream)
             _check(_driver().cuLaunchKernel(kernel, *grid, 1, threads, 1, 1, shared_bytes, stream, arguments, None))
@@ -72,7 +72,10 @@ def _check(status):
 
 
 def _load(cubin, name, shared_bytes):
-    """The function of a cubin, loaded into the current context; never unloaded, like torch's own kernels."""
+    """The function of a cubin, loaded into the current context; never unloaded, like torch's own kernels.
+
+    shared_bytes  the most that a launch will ask for
+    """
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
     _check(_driver().cuModuleLoadData(ctypes.byref(module), cubin))
     _check(_driver().cuModuleGetFunction(ctypes.byref(function), module, name.encode()))

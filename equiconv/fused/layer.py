@@ -6,10 +6,9 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ..formats import dense, is_channels_last
-from . import launch, packing
-from .compiler import compiler
+from . import compiler, launch, packing
 from .irreps import IrrepLayer, Unsupported, sides_of
-from .structure import FORWARD_WARPS, Harmonics, Structure, forward_structures, gradient_structures
+from .structure import FORWARD_WARPS, Harmonics, Structure, check_kernel, forward_structures, gradient_structures
 
 NUMBERS = {torch.bfloat16: "Bfloat16", torch.float16: "Float16"}  # in csrc/cuda/steerable_conv/device.cuh
 MAP_THREADS, PIXELS_OF_MAP, MAP_PITCH = 256, 32, 34               # of maps.cuh
@@ -76,6 +75,7 @@ class FusedLayer:
     """
 
     def __init__(self, plan, kernel, device, dtype):
+        check_kernel(kernel)
         self.weights, self.device, self.dtype = plan.weights, device, dtype
         self._launch = launch.device_of(device).launch
         self._maps = maps_source(NUMBERS[dtype])
@@ -209,10 +209,8 @@ def fused_unavailable_reason(plan, geometry, device, dtype):
         return f"it needs a CUDA device, not {device.type!r}"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "it needs a GPU of compute capability 8.0"
-    if compiler() is None:
-        return "there is neither NVRTC nor nvcc to compile it"
     try:
         fused_layer(plan, geometry.kernel, device, dtype)
     except Unsupported as problem:
         return str(problem)
-    return None
+    return compiler.why_not(launch.device_of(device).arch)

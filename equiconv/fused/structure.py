@@ -21,6 +21,14 @@ GRADIENT_TILES = 24      # accumulators of a warp: 96 registers
 FRAGMENT_BYTES = 512     # 16 x 16 numbers
 
 
+def check_kernel(kernel):
+    """Raises Unsupported for spatial sizes of a filter that the fused kernels cannot have."""
+    if len(kernel) != 2 or kernel[0] != kernel[1] or kernel[0] % 2 == 0:
+        raise Unsupported("only odd square kernels in the plane are implemented")
+    if not 3 <= kernel[0] <= MAX_TAPS:
+        raise Unsupported(f"only kernels of sizes 3 to {MAX_TAPS} are implemented")
+
+
 class Harmonics:
     """How the harmonics of an IrrepLayer are computed.
 
@@ -31,10 +39,6 @@ class Harmonics:
 
     def __init__(self, layer):
         self.values, self.taps = layer.harmonics, layer.harmonics.shape[-1]
-        if layer.harmonics.ndim != 3 or self.taps != layer.harmonics.shape[1] or self.taps % 2 == 0:
-            raise Unsupported("only odd square kernels in the plane are implemented")
-        if not 3 <= self.taps <= MAX_TAPS:
-            raise Unsupported(f"only kernels of sizes 3 to {MAX_TAPS} are implemented")
         self.parities = [_parities(h) for h in self.values]
         if None in self.parities:
             raise Unsupported("a harmonic is neither even nor odd")

@@ -1,6 +1,6 @@
 """The fused steerable convolution as an op: torch.ops.equiconv.steerable_conv.fused."""
 from itertools import count
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -10,16 +10,16 @@ from ..formats import is_channels_last
 from ..fused import fused_layer
 from ..fused.layer import NUMBERS
 
-_PLANS, _numbers = WeakValueDictionary(), count()
+_PLANS, _KEYS, _numbers = WeakValueDictionary(), WeakKeyDictionary(), count()
 
 
 @torch.compiler.assume_constant_result
 def _key_of(plan):
     """A string that stands for a plan in the arguments of an op, for as long as the plan lives."""
-    if not hasattr(plan, "_key_of_op"):
-        plan._key_of_op = str(next(_numbers))
-        _PLANS[plan._key_of_op] = plan
-    return plan._key_of_op
+    if plan not in _KEYS:
+        _KEYS[plan] = key = str(next(_numbers))
+        _PLANS[key] = plan
+    return _KEYS[plan]
 
 
 def _layer(tensor, plan, kernel):
