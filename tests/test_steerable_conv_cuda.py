@@ -35,6 +35,7 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"
 needs_gpp = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 BF16, F16 = torch.bfloat16, torch.float16
+WARPS = [structure.forward_warps(height) for height in (32, 8)]
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}  # bytes of a block
 
 
@@ -115,8 +116,9 @@ def structures_of(call, dtype=BF16, shared_bytes=SHARED["sm_90"]):
 def sources_of(call, dtype=BF16, shared_bytes=SHARED["sm_90"]):
     """The C++ texts of those kernels."""
     number = NUMBERS[dtype]
-    return [s.gradient_source(number) if kind == "gradient" else s.forward_source(number)
-            for kind, found in structures_of(call, dtype, shared_bytes).items() for s in found]
+    return [source for kind, found in structures_of(call, dtype, shared_bytes).items() for s in found
+            for source in ([s.gradient_source(number)] if kind == "gradient" else
+                           [s.forward_source(number, warps) for warps in WARPS])]
 
 
 # ---- values and gradients, emulated ----
@@ -134,13 +136,19 @@ def test_emulated_options(gpu):
     call = small_call()
     assert_as_good_as_dense(call, BF16)
     assert_as_good_as_dense(call.with_(size=(17, 3), has_bias=False), BF16, channels_last=True)
-    assert_as_good_as_dense(call.with_(size=(1, 1)), BF16)
     assert_as_good_as_dense(call.with_(options={"padding": (0, 3)}), BF16, channels_last=True)
     assert_as_good_as_dense(call.with_(options={"padding": 2, "padding_mode": "reflect"}), BF16)
     y, *gradients = results(fused(call), inputs(call.with_(batch=0), BF16))
     assert y.shape == (0, call.plan.out_channels, 9, 8) and not any(g.any() for g in gradients)
     assert set(gpu.launched) == {"equiconv_change_channels", "equiconv_pack_weights", "equiconv_forward",
                                  "equiconv_grad_weight", "equiconv_reduce", "equiconv_unpack_gradient"}
+
+
+@needs_gpp
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(1, 1), (8, 3), (2, 19)])
+def test_small_images(gpu, size):
+    assert_as_good_as_dense(small_call().with_(size=size), BF16)
 
 
 @needs_gpp
@@ -325,8 +333,10 @@ def test_a_layer_that_is_too_wide(monkeypatch, tmp_path):
 @pytest.mark.parametrize("changes,message", [
     ({"x": torch.zeros(1, 4, 5, 5)}, "x must be bfloat16 or float16, got torch.float32"),
     ({"x": torch.zeros(1, 3, 5, 5, dtype=BF16)}, r"x must have shape \[B, 10, height, width\], got \(1, 3, 5, 5\)"),
-    ({"weights": torch.zeros(3)}, "weights must be "), ({"kernel_size": (5, 5)}, "kernel_size must be .* product is 9"),
-    ({"padding": -1}, r"padding must be .* got \(-1, -1\)"), ({"bias": torch.zeros(4)}, r"bias must have shape \(18,\)"),
+    ({"weights": torch.zeros(3)}, "weights must be "),
+    ({"kernel_size": (5, 5)}, "kernel_size must be .* product is 9"),
+    ({"padding": -1}, r"padding must be .* got \(-1, -1\)"),
+    ({"bias": torch.zeros(4)}, r"bias must have shape \(18,\)"),
     ({"x": torch.zeros(1, 10, 2, 2, dtype=BF16)}, r"x is too small .* sizes \(2, 2\) give \[0, 0\]")])
 def test_bad_input(changes, message):
     plan = small_call().plan

@@ -1,5 +1,6 @@
 """A layer that the fused kernels compute: its kernels and tables, and their calls for tensors."""
 from dataclasses import dataclass
+from functools import cache, partial
 from math import ceil, prod
 from weakref import WeakKeyDictionary
 
@@ -8,7 +9,7 @@ import torch
 from ..formats import dense, is_channels_last
 from . import compiler, launch, packing
 from .irreps import IrrepLayer, Unsupported, sides_of
-from .structure import FORWARD_WARPS, Harmonics, Structure, check_kernel, forward_structures, gradient_structures
+from .structure import Harmonics, Structure, check_kernel, forward_structures, forward_warps, gradient_structures
 
 NUMBERS = {torch.bfloat16: "Bfloat16", torch.float16: "Float16"}  # in csrc/cuda/steerable_conv/device.cuh
 MAP_THREADS, PIXELS_OF_MAP, MAP_PITCH = 256, 32, 34               # of maps.cuh
@@ -43,9 +44,9 @@ class _Terms:
 
 @dataclass(frozen=True)
 class _Kernel:
-    """A Structure's text, and the map between its operands or tiles and the layer's weights."""
+    """A Structure, its C++ for a number of warps, and the map between its operands or tiles and the layer's weights."""
     structure: Structure
-    source: str
+    source: object
     terms: _Terms
 
 
@@ -58,14 +59,14 @@ class _Direction:
         self.toeplitz = torch.from_numpy(packing.toeplitz(self._harmonics)).to(device, dtype)
 
         shared_bytes = launch.device_of(device).shared_bytes
-        self.forward = [self._kernel(s, s.forward_source, packing.weight_map)
+        self.forward = [self._kernel(s, partial(s.forward_source, self._number), packing.weight_map)
                         for s in forward_structures(self._irreps, self._harmonics, shared_bytes)]
         self.gradient = [] if adjoint else [
-            self._kernel(s, s.gradient_source, packing.gradient_map)
+            self._kernel(s, partial(s.gradient_source, self._number), packing.gradient_map)
             for s in gradient_structures(self._irreps, self._harmonics, shared_bytes)]
 
     def _kernel(self, structure, source, terms):
-        return _Kernel(structure, source(self._number), _Terms.of(terms(structure, self._weights), self._device))
+        return _Kernel(structure, cache(source), _Terms.of(terms(structure, self._weights), self._device))
 
 
 class FusedLayer:
@@ -99,14 +100,15 @@ class FusedLayer:
             return target
         packed = self._pack(source, adjoint)
         result = packed.new_empty((len(source), *target_size[1:], self._channels[side]))
-        image = self._image(source.shape[2:], target_size[1:], padding, 2 * FORWARD_WARPS)
+        warps = forward_warps(target_size[1])
+        image = self._image(source.shape[2:], target_size[1:], padding, 2 * warps)
         blocks = len(source) * image.tiles_y * image.tiles_x
         for kernel in direction.forward:
             operands = self._map("pack_weights", kernel.terms, weights, self.dtype)
             params = launch.ForwardParams(packed.data_ptr(), operands.data_ptr(), direction.toeplitz.data_ptr(),
                                           result.data_ptr(), self._channels[side], image)
-            self._launch(kernel.source, "equiconv_forward", (blocks, 1), FORWARD_WARPS * 32,
-                         kernel.structure.forward_bytes, params)
+            self._launch(kernel.source(warps=warps), "equiconv_forward", (blocks, 1), warps * 32,
+                         kernel.structure.forward_bytes(warps), params)
         self._change_channels(result, _packed_strides(result), target, _strides(target), self._from_packed[side], bias)
         return target
 
@@ -124,13 +126,13 @@ class FusedLayer:
         image = self._image(x.shape[1:3], gradient.shape[1:3], padding, 2 * structure.row_warps)
         tiles = len(x) * image.tiles_y * image.tiles_x
         splits = min(tiles, ceil(BLOCKS_PER_PROCESSOR * launch.device_of(self.device).processors / structure.jobs))
-        partial = torch.empty((splits * structure.row_warps, numbers), dtype=torch.float32, device=self.device)
-        params = launch.GradWeightParams(x.data_ptr(), gradient.data_ptr(), toeplitz.data_ptr(), partial.data_ptr(),
+        partials = torch.empty((splits * structure.row_warps, numbers), dtype=torch.float32, device=self.device)
+        params = launch.GradWeightParams(x.data_ptr(), gradient.data_ptr(), toeplitz.data_ptr(), partials.data_ptr(),
                                          self._channels[1], tiles, image)
-        self._launch(kernel.source, "equiconv_grad_weight", (splits, structure.jobs), structure.gradient_threads,
+        self._launch(kernel.source(), "equiconv_grad_weight", (splits, structure.jobs), structure.gradient_threads,
                      structure.gradient_bytes, params)
         total = torch.empty(numbers, dtype=torch.float32, device=self.device)
-        params = launch.ReduceParams(partial.data_ptr(), total.data_ptr(), len(partial), numbers // 4)
+        params = launch.ReduceParams(partials.data_ptr(), total.data_ptr(), len(partials), numbers // 4)
         self._launch(self._maps, "equiconv_reduce", (ceil(numbers / 4 / MAP_THREADS), 1), MAP_THREADS, 0, params)
         return self._map("unpack_gradient", kernel.terms, total, torch.float32)
 

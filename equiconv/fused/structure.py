@@ -14,7 +14,8 @@ GROUP = 4                # harmonics that are computed together, where z's do no
 MAX_GROUP = 8            # that many accumulators leave registers for the rest
 MAX_TAPS = 9             # columns of a window: 16
 MAX_SLICES = 8           # kernels of one direction: each computes the harmonics again
-FORWARD_WARPS = 8
+FORWARD_WARPS = 8        # for a tile of 16 rows of pixels
+SMALL_IMAGE = 8          # rows, up to which half as many compute a tile
 FORWARD_CHANNELS = 256   # their accumulators are half of a thread's registers
 GRADIENT_WARPS = 8
 GRADIENT_TILES = 24      # accumulators of a warp: 96 registers
@@ -223,10 +224,9 @@ class Structure:
     def gradient_threads(self):
         return 32 * self.row_warps * len(self.harmonics.groups)
 
-    @property
-    def forward_bytes(self):
+    def forward_bytes(self, warps=FORWARD_WARPS):
         """Of shared memory."""
-        stage = self._max_size * 2 * self._plane(FORWARD_WARPS)
+        stage = self._max_size * 2 * self._plane(warps)
         return 2 * stage + FRAGMENT_BYTES * (len(self.harmonics.fragments) + int(self.operand_base[-1]))
 
     @property
@@ -245,9 +245,9 @@ class Structure:
 
     # ---- text
 
-    def forward_source(self, number):
+    def forward_source(self, number, warps=FORWARD_WARPS):
         """C++ of the kernel equiconv_forward for a number format of device.cuh."""
-        return self._source("forward", f"Forward<Layer, {number}, {FORWARD_WARPS}>", self.forward_bytes, "run")
+        return self._source("forward", f"Forward<Layer, {number}, {warps}>", self.forward_bytes(warps), "run")
 
     def gradient_source(self, number):
         """C++ of the kernel equiconv_grad_weight."""
@@ -293,9 +293,14 @@ def _text(value):
     return "{" + ", ".join(map(_text, value)) + "}" if isinstance(value, (list, tuple)) else str(value)
 
 
+def forward_warps(height):
+    """Warps of the forward kernel for images of that many rows."""
+    return FORWARD_WARPS // 2 if height <= SMALL_IMAGE else FORWARD_WARPS
+
+
 def forward_structures(layer, harmonics, shared_bytes):
     """Structures for the forward kernel, as few as fit into that much shared memory of a block."""
-    return _slices(layer, harmonics, lambda s: s.channels <= FORWARD_CHANNELS and s.forward_bytes <= shared_bytes)
+    return _slices(layer, harmonics, lambda s: s.channels <= FORWARD_CHANNELS and s.forward_bytes() <= shared_bytes)
 
 
 def gradient_structures(layer, harmonics, shared_bytes):
