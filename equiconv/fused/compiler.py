@@ -20,6 +20,9 @@ class Nvrtc:
     """The library of CUDA that compiles in the process; torch brings it along."""
 
     def __init__(self, library):
+        folder = Path(library).parent
+        for part in sorted(folder.glob("libnvrtc-builtins.so.*")) if folder.is_absolute() else ():
+            ctypes.CDLL(part)  # which NVRTC looks for by its name only
         self._library = ctypes.CDLL(library)
         major, minor = ctypes.c_int(), ctypes.c_int()
         self._check(self._library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))

@@ -1,7 +1,7 @@
 """A layer that the fused kernels compute: its kernels and tables, and their calls for tensors."""
 from dataclasses import dataclass
-from functools import cache, partial
-from math import ceil, prod
+from functools import cache, partial, reduce
+from math import ceil
 from weakref import WeakKeyDictionary
 
 import torch
@@ -70,10 +70,7 @@ class _Direction:
 
 
 class FusedLayer:
-    """A FilterPlan on a device, in bfloat16 or float16. Raises Unsupported for what the kernels cannot compute.
-
-    convolve() and weight_gradient() take tensors [B, channels, height, width] in either memory format.
-    """
+    """A FilterPlan on a device, in bfloat16 or float16. Raises Unsupported for what the kernels cannot compute."""
 
     def __init__(self, plan, kernel, device, dtype):
         check_kernel(kernel)
@@ -86,26 +83,33 @@ class FusedLayer:
         self._from_packed = [_Terms.of(packing.SparseMap.of_matrix(side.to_packed.T), device) for side in sides]
         self._directions = [_Direction(plan, kernel, sides, adjoint, device, dtype) for adjoint in (False, True)]
 
-    def convolve(self, source, weights, bias, adjoint, padding, target_size):
+    def pack(self, tensor, of_output):
+        """The irreps [B, height, width, packed channels] of an input or output [B, channels, height, width]."""
+        tensor, terms = dense(tensor), self._to_packed[of_output]
+        packed = tensor.new_empty((len(tensor), *tensor.shape[2:], terms.shape[0]))
+        self._change_channels(tensor, _strides(tensor), packed, _packed_strides(packed), terms, None)
+        return packed
+
+    def convolve(self, source, weights, bias, adjoint, padding, target_size, memory_format):
         """The convolution, or its adjoint: grad_output -> grad_input. padding: of the direction that is computed.
 
+        source   packed
         weights  float32 [plan.weights]
         bias     float32 [target channels] or None
-        Returns [B, *target_size], in the memory format of the source.
+        Returns [B, *target_size].
         """
         direction, side = self._directions[adjoint], int(not adjoint)
-        target = torch.empty((len(source), *target_size), dtype=self.dtype, device=self.device, memory_format=(
-            torch.channels_last if is_channels_last(source) else torch.contiguous_format))
+        target = torch.empty((len(source), *target_size), dtype=self.dtype, device=self.device,
+                             memory_format=memory_format)
         if target.numel() == 0:
             return target
-        packed = self._pack(source, adjoint)
-        result = packed.new_empty((len(source), *target_size[1:], self._channels[side]))
+        result = source.new_empty((len(source), *target_size[1:], self._channels[side]))
         warps = forward_warps(target_size[1])
-        image = self._image(source.shape[2:], target_size[1:], padding, 2 * warps)
+        image = self._image(source.shape[1:3], target_size[1:], padding, 2 * warps)
         blocks = len(source) * image.tiles_y * image.tiles_x
         for kernel in direction.forward:
             operands = self._map("pack_weights", kernel.terms, weights, self.dtype)
-            params = launch.ForwardParams(packed.data_ptr(), operands.data_ptr(), direction.toeplitz.data_ptr(),
+            params = launch.ForwardParams(source.data_ptr(), operands.data_ptr(), direction.toeplitz.data_ptr(),
                                           result.data_ptr(), self._channels[side], image)
             self._launch(kernel.source(warps=warps), "equiconv_forward", (blocks, 1), warps * 32,
                          kernel.structure.forward_bytes(warps), params)
@@ -113,13 +117,15 @@ class FusedLayer:
         return target
 
     def weight_gradient(self, x, gradient, padding):
-        """d <convolution of x, gradient> / d weights: float32 [plan.weights]. padding: of the convolution."""
+        """d <convolution of x, gradient> / d weights: float32 [plan.weights]. x and gradient are packed.
+
+        padding  of the convolution
+        """
         if gradient.numel() == 0:
             return torch.zeros(self.weights, dtype=torch.float32, device=self.device)
-        x_packed, g_packed = self._pack(x, False), self._pack(gradient, True)
         direction = self._directions[False]
-        return sum(self._gradient_of(kernel, direction.toeplitz, x_packed, g_packed, padding)
-                   for kernel in direction.gradient)
+        return reduce(torch.add, (self._gradient_of(kernel, direction.toeplitz, x, gradient, padding)
+                                  for kernel in direction.gradient))
 
     def _gradient_of(self, kernel, toeplitz, x, gradient, padding):
         structure, numbers = kernel.structure, kernel.terms.shape[1]
@@ -136,15 +142,10 @@ class FusedLayer:
         self._launch(self._maps, "equiconv_reduce", (ceil(numbers / 4 / MAP_THREADS), 1), MAP_THREADS, 0, params)
         return self._map("unpack_gradient", kernel.terms, total, torch.float32)
 
-    def _pack(self, tensor, of_output):
-        """The irreps of a tensor: [B, height, width, channels]."""
-        tensor, terms = dense(tensor), self._to_packed[of_output]
-        packed = tensor.new_empty((len(tensor), *tensor.shape[2:], terms.shape[0]))
-        self._change_channels(tensor, _strides(tensor), packed, _packed_strides(packed), terms, None)
-        return packed
-
     def _change_channels(self, source, source_strides, target, target_strides, terms, bias):
-        pixels = prod(target.shape) // (len(target) * terms.shape[0])
+        if target.numel() == 0:
+            return
+        pixels = target.numel() // (len(target) * terms.shape[0])
         params = launch.ChangeChannelsParams(source.data_ptr(), target.data_ptr(), terms.struct,
                                              None if bias is None else bias.data_ptr(), source_strides, target_strides,
                                              pixels)

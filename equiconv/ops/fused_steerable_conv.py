@@ -27,21 +27,27 @@ def _layer(tensor, plan, kernel):
 
 
 def _convolve(source, weights, bias, plan, kernel, adjoint, padding, target_size):
-    bias = None if bias is None else bias.float().contiguous()
-    weights = weights.float().contiguous()
-    return _layer(source, plan, kernel).convolve(source, weights, bias, adjoint, padding, target_size)
+    layer, bias = _layer(source, plan, kernel), None if bias is None else bias.float().contiguous()
+    return layer.convolve(layer.pack(source, adjoint), weights.float().contiguous(), bias, adjoint, padding,
+                          target_size, _memory_format(source))
 
 
 def _convolve_bwd(source, weights, companion, plan, kernel, adjoint, padding, target_size, wants_target, wants_weights):
-    target, grad_weights = source.new_empty(0), weights.new_empty(0)
+    layer = _layer(source, plan, kernel)
+    packed, target, grad_weights = layer.pack(source, adjoint), source.new_empty(0), weights.new_empty(0)
     if wants_target:
-        target = _convolve(source, weights, None, plan, kernel, adjoint, padding, target_size)
+        target = layer.convolve(packed, weights.float().contiguous(), None, adjoint, padding, target_size,
+                                _memory_format(source))
     if wants_weights:
-        x, gradient = (companion, source) if adjoint else (source, companion)
-        forward_padding = _other_padding(kernel, padding) if adjoint else padding
-        found = _layer(source, plan, kernel).weight_gradient(x, gradient, forward_padding)
+        other = layer.pack(companion, not adjoint)
+        found = (layer.weight_gradient(other, packed, _other_padding(kernel, padding)) if adjoint else
+                 layer.weight_gradient(packed, other, padding))
         grad_weights = found.to(weights.dtype)
     return target, grad_weights
+
+
+def _memory_format(tensor):
+    return torch.channels_last if is_channels_last(tensor) else torch.contiguous_format
 
 
 def _other_padding(kernel, padding):
@@ -60,8 +66,7 @@ def _bwd_fake(source, weights, companion, plan, kernel, adjoint, padding, target
 
 def _like(source, target_size):
     """An empty tensor [B, *target_size] in the memory format of the source."""
-    target = source.new_empty([source.shape[0], *target_size])
-    return target.contiguous(memory_format=torch.channels_last) if is_channels_last(source) else target
+    return source.new_empty([source.shape[0], *target_size]).contiguous(memory_format=_memory_format(source))
 
 
 class _Saved:
