@@ -149,8 +149,8 @@ class FusedLayer:
         params = launch.ChangeChannelsParams(source.data_ptr(), target.data_ptr(), terms.struct,
                                              None if bias is None else bias.data_ptr(), source_strides, target_strides,
                                              pixels)
-        self._launch(self._maps, "equiconv_change_channels", (ceil(pixels / PIXELS_OF_MAP), len(source)), MAP_THREADS,
-                     2 * MAP_PITCH * sum(terms.shape), params)
+        self._launch(self._maps, "equiconv_change_channels", (len(source) * ceil(pixels / PIXELS_OF_MAP), 1),
+                     MAP_THREADS, 2 * MAP_PITCH * sum(terms.shape), params)
 
     def _map(self, name, terms, numbers, dtype):
         result = torch.empty(terms.shape[0], dtype=dtype, device=self.device)

@@ -25,9 +25,8 @@ struct ChangeChannelsParams {
   int pixels;         // of an image
 };
 
-// Grid: (ceil(pixels / 32), batch). Applies the terms to the channels of each pixel. Pixels are lanes; what comes and goes
-// is staged in shared memory [channel][pixel], so that global memory is read and written
-// in its own order.
+// Grid: batch * ceil(pixels / 32). Applies the terms to the channels of each pixel. Pixels are lanes; what comes and goes is
+// staged in shared memory [channel][pixel], so that global memory is read and written in its own order.
 template <class Number>
 struct ChangeChannels {
   static constexpr int threads = 256, pixels = 32, pitch = pixels + 2;  // 17 words, against bank conflicts
@@ -42,9 +41,10 @@ struct ChangeChannels {
 
   EQ_DEVICE static void run(const ChangeChannelsParams& p) {
     u16 *const from = reinterpret_cast<u16*>(shared_memory), *const to = from + p.terms.from_count * pitch;
-    const int first = blockIdx.x * pixels, valid = p.pixels - first < pixels ? p.pixels - first : pixels;
-    const u16* const source = p.from + blockIdx.y * p.from_channels.batch_stride + first * p.from_channels.pixel_stride;
-    u16* const target = p.to + blockIdx.y * p.to_channels.batch_stride + first * p.to_channels.pixel_stride;
+    const int tiles = (p.pixels + pixels - 1) / pixels, image = blockIdx.x / tiles, first = blockIdx.x % tiles * pixels;
+    const int valid = p.pixels - first < pixels ? p.pixels - first : pixels;
+    const u16* const source = p.from + image * p.from_channels.batch_stride + first * p.from_channels.pixel_stride;
+    u16* const target = p.to + image * p.to_channels.batch_stride + first * p.to_channels.pixel_stride;
     each(p.from_channels, p.terms.from_count, valid, [&](int at, long long global) { from[at] = source[global]; });
     __syncthreads();
     const int lane = threadIdx.x % 32;
