@@ -27,7 +27,7 @@ gpu:
 	timeout --foreground 480 $(MAKE) --no-print-directory gpu-steps
 gpu-steps:
 	$(PYTHON) setup.py -q build_ext --inplace
-	$(PYTHON) -m pytest -q -m "cuda or triton"
+	$(PYTHON) -m pytest -q -m "(cuda or triton) and not slow"
 	$(PYTHON) -m benchmarks.run $(GPU_BENCH)
 
 # The first of these that escnn's dependencies support.

@@ -218,13 +218,17 @@ def test_order_of_threads_and_copies_does_not_matter(monkeypatch, folder, name):
     for last_to_first in (False, True):
         for copies_land_early in (False, True):
             emulated_gpu.emulate(monkeypatch, folder, last_to_first=last_to_first, copies_land_early=copies_land_early)
-            found.append(several_stages(name))
+            found.append(staged_results(name))
     assert all(torch.equal(a, b) for others in found[1:] for a, b in zip(found[0], others, strict=True))
 
 
-def several_stages(name):
-    """Results of a layer with more copies of an irrep than are staged at a time, and several tiles of pixels."""
-    call = Call(plan_between(name, regular(17), regular(2), 3), (3, 3), {"padding": 1}, 1, (17, 10))
+def staged_call(name):
+    """More copies of an irrep than are staged at a time, and several tiles of pixels."""
+    return Call(plan_between(name, regular(17), regular(2), 3), (3, 3), {"padding": 1}, 1, (17, 10))
+
+
+def staged_results(name):
+    call = staged_call(name)
     return results(fused(call), inputs(call, BF16))
 
 
@@ -243,11 +247,11 @@ SYNCHRONISATION = [at for file in ("forward.cuh", "grad_weight.cuh", "maps.cuh")
 @pytest.mark.parametrize("file,line", SYNCHRONISATION)
 def test_every_barrier_and_wait_is_needed(monkeypatch, folder, file, line):
     emulated_gpu.emulate(monkeypatch, folder)
-    right, wrong = several_stages("D1"), []
+    right, wrong = staged_results("D1"), []
     for options in ((a, b) for a in (False, True) for b in (False, True)):
         emulated_gpu.emulate(monkeypatch, folder, last_to_first=options[0], copies_land_early=options[1],
                              skipped_line=line, skipped_in=file)
-        wrong.append(not all(torch.equal(a, b) for a, b in zip(right, several_stages("D1"))))
+        wrong.append(not all(torch.equal(a, b) for a, b in zip(right, staged_results("D1"))))
     assert any(wrong)
 
 
@@ -344,6 +348,12 @@ def test_bad_input(changes, message):
                  "kernel_size": (3, 3), **changes}
     with pytest.raises(ValueError, match=f"fused_steerable_conv: {message}"):
         fused_steerable_conv(**arguments)
+
+
+def test_on_a_cpu():
+    call = small_call()
+    with pytest.raises(ValueError, match="runs on CUDA devices only, got 'cpu'"):
+        fused(call)(*inputs(call, BF16))
 
 
 def test_no_compiler(monkeypatch):

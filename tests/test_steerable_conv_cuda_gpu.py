@@ -27,14 +27,19 @@ ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
+FAST = ("c4_interleaved", "d4_quotient", "so2_irreps", "d2_odd_fields")
+
+
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
-@pytest.mark.parametrize("case", SUPPORTED, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[] if case.name in FAST else pytest.mark.slow)
+                                  for case in SUPPORTED], ids=lambda case: case.name)
 def test_cases(case, dtype):
     assert_as_good_as_dense(Call.of(case), dtype, device="cuda")
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("name,k", [("C8", 3), ("C8", 5), ("C8", 7), ("D4", 3), ("D8", 5), ("C16", 5), ("SO(2)", 5)])
+@pytest.mark.parametrize("name,k", [("C8", 3), ("C8", 5), ("D4", 3), ("D8", 5), *(
+    pytest.param(name, k, marks=pytest.mark.slow) for name, k in (("C8", 7), ("C16", 5), ("SO(2)", 5), ("O(2)", 5)))])
 def test_layers(name, k, channels_last):
     call = layer_of(name, k).with_(batch=3, size=(37, 45))
     assert_as_good_as_dense(call, BF16, device="cuda", channels_last=channels_last)
@@ -120,20 +125,25 @@ def test_compile():
 
 SMALL_STEP = """
 import equiconv, torch
-from tests.test_steerable_conv_cuda import BF16, fused, inputs, small_call
-from tests.steerable_calls import Call, plan_between, results
-from tests.cases import regular
-wide = Call(plan_between("C4", regular(33), regular(3), 3), (3, 3), {"padding": 1}, 2, (19, 18))
-for call in (small_call(), wide):
+from tests.test_steerable_conv_cuda import BF16, fused, inputs, small_call, staged_call
+from tests.steerable_calls import results
+for call in (small_call(), staged_call("C4")):
     results(fused(call), inputs(call, BF16, "cuda"))
 torch.cuda.synchronize()
 """
 
 
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory):
+    """A folder for compiled kernels."""
+    return tmp_path_factory.mktemp("kernels")
+
+
 @pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="needs compute-sanitizer")
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck", "synccheck"])
-def test_sanitizer(tool):
+def test_sanitizer(tool, kernels):
     done = subprocess.run(["compute-sanitizer", f"--tool={tool}", "--error-exitcode=1", "--kernel-regex=kns=equiconv_",
                            sys.executable, "-c", SMALL_STEP], cwd=ROOT,
-                          env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, capture_output=True, text=True)
+                          env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "EQUICONV_CACHE": str(kernels)},
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]

@@ -55,7 +55,9 @@ class Device:
 
 @cache
 def device_of(device):
-    """Device of a torch.device."""
+    """Device of a torch.device. Raises ValueError if that is no GPU."""
+    if device.type != "cuda":
+        raise ValueError(f"the fused convolution runs on CUDA devices only, got {device.type!r}")
     return Device(torch.cuda.current_device() if device.index is None else device.index)
 
 
