@@ -79,18 +79,27 @@ def inputs(call, dtype, device="cpu", channels_last=False):
     return [x, *(None if t is None else t.to(device, torch.float32) for t in others)]
 
 
-def assert_as_good_as_dense(call, dtype, **options):
-    """Relative errors of output and gradients are at most twice that of a dense convolution's output in that dtype."""
+def assert_as_good_as_dense(call, dtype, draws=1, **options):
+    """Relative errors of output and gradients are at most twice that of a dense convolution's output in that dtype.
+
+    draws  of random inputs, that are looked at together: the gradient of a few weights may be small by chance
+    """
+    found = [compare(call.with_(seed=seed), dtype, **options) for seed in range(draws)]
+    got, want, (dense,), (exact,) = ([torch.stack(t) for t in zip(*lists)] for lists in zip(*found))
+    limit = 2 * errors([dense], [exact])[0]
+    assert max(errors(got, want)) <= limit, (errors(got, want), limit)
+
+
+def compare(call, dtype, **options):
+    """(results, those in float64, [output of a dense convolution in that dtype], [the same in float64])"""
     tensors = inputs(call, dtype, **options)
     exact = [None if t is None else t.double() for t in tensors]
-    want = call.dense(*exact)
-    grad = torch.randn(want.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    y = call.dense(*exact)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(call.seed + 1)).to(dtype)
     dense = call.convolve(exact[0], rounded(filter_of(call, exact[1]), dtype), exact[2])
-    limit = 2 * errors([rounded(dense, dtype)], [want])[0]
     got = results(fused(call), tensors, grad)
     assert got[0].dtype == dtype and is_channels_last(got[0]) == is_channels_last(tensors[0])
-    found = errors(got, results(call.dense, exact, grad))
-    assert max(found) <= limit, (found, limit)
+    return got, results(call.dense, exact, grad), [rounded(dense, dtype)], [y]
 
 
 def filter_of(call, weights):
@@ -127,7 +136,7 @@ def sources_of(call, dtype=BF16, shared_bytes=SHARED["sm_90"]):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", SUPPORTED, ids=lambda case: case.name)
 def test_emulated_cases(gpu, case):
-    assert_as_good_as_dense(Call.of(case), BF16)
+    assert_as_good_as_dense(Call.of(case), BF16, draws=4)
 
 
 @needs_gpp
