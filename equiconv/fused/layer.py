@@ -81,6 +81,8 @@ class FusedLayer:
         self._channels = [side.channels for side in sides]
         self._to_packed = [_Terms.of(packing.SparseMap.of_matrix(side.to_packed), device) for side in sides]
         self._from_packed = [_Terms.of(packing.SparseMap.of_matrix(side.to_packed.T), device) for side in sides]
+        if max(map(_map_bytes, self._to_packed)) > launch.device_of(device).shared_bytes:
+            raise Unsupported("its channels need more shared memory than there is")
         self._directions = [_Direction(plan, kernel, sides, adjoint, device, dtype) for adjoint in (False, True)]
 
     def pack(self, tensor, of_output):
@@ -150,7 +152,7 @@ class FusedLayer:
                                              None if bias is None else bias.data_ptr(), source_strides, target_strides,
                                              pixels)
         self._launch(self._maps, "equiconv_change_channels", (len(source) * ceil(pixels / PIXELS_OF_MAP), 1),
-                     MAP_THREADS, 2 * MAP_PITCH * sum(terms.shape), params)
+                     MAP_THREADS, _map_bytes(terms), params)
 
     def _map(self, name, terms, numbers, dtype):
         result = torch.empty(terms.shape[0], dtype=dtype, device=self.device)
@@ -162,6 +164,11 @@ class FusedLayer:
     def _image(size, target_size, padding, tile_rows):
         tiles = ceil(target_size[0] / tile_rows), ceil(target_size[1] / 8)
         return launch.Image(*size, *target_size, *padding, *tiles)
+
+
+def _map_bytes(terms):
+    """Of shared memory, for changing channels."""
+    return 2 * MAP_PITCH * sum(terms.shape)
 
 
 def _strides(tensor):
