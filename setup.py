@@ -173,10 +173,12 @@ class BuildPython(build_py):
         super().run()
 
 
+LINKED = {f"{PACKAGE}.triton_kernels": "triton_kernels", f"{PACKAGE}.cuda_kernels": "csrc/cuda/steerable_conv"}
 SOURCES = [str(p) for p in sorted(Path("csrc").rglob("*")) if p.is_file()]  # for the source distribution
 setup(
-    packages=sorted({*find_packages(include=[PACKAGE, f"{PACKAGE}.*"]), f"{PACKAGE}.triton_kernels"}),
-    package_dir={f"{PACKAGE}.triton_kernels": "triton_kernels"},
+    packages=sorted({*find_packages(include=[PACKAGE, f"{PACKAGE}.*"]), *LINKED}),
+    package_dir=LINKED,
+    package_data={f"{PACKAGE}.cuda_kernels": ["*.cuh"]},  # compiled on the user's machine, for a layer
     ext_modules=[Extension(f"{PACKAGE}.{part}", [], depends=SOURCES) for part in ("_cpu", "_cuda", "_host")
                  if part != "_cuda" or CUDA_OPS],
     cmdclass={"build_ext": BuildNative, "build_py": BuildPython},

@@ -6,7 +6,10 @@ from . import backends
 NAMESPACE = "equiconv"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 LIBRARY.define("limit_isa(str widest) -> str")
-DEVICE_KEYS = {"triton": ("CUDA", "CPU") if backends.TRITON_INTERPRET else ("CUDA",)}  # of backends in Python
+DEVICE_KEYS = {  # of backends in Python
+    "triton": ("CUDA", "CPU") if backends.TRITON_INTERPRET else ("CUDA",),
+    "fused": ("CUDA", "CPU"),  # on a CPU: what emulates a GPU
+}
 
 
 def load():

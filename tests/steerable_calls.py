@@ -71,6 +71,10 @@ class Call:
     def dense(self, x, weights, bias):
         """torch's convolution with the filter of expand_filter."""
         filter = expand_filter(weights, self.plan, self.kernel, transposed=self.transposed, backend="reference")
+        return self.convolve(x, filter, bias)
+
+    def convolve(self, x, filter, bias):
+        """torch's convolution with that filter."""
         options = {key: value for key, value in self.options.items() if key not in ("transposed", "padding_mode")}
         d, mode = len(self.kernel), self.options.get("padding_mode", "zeros")
         if self.transposed:
@@ -82,11 +86,13 @@ class Call:
         return (F.conv2d, F.conv3d)[d - 2](x, filter, bias, **options)
 
 
-def results(function, tensors):
-    """[output, gradients of x, weights and (where there is one) bias] for a random gradient of the output."""
+def results(function, tensors, grad=None):
+    """[output, gradients of x, weights and (where there is one) bias] for a gradient of the output (random if None)."""
     tensors = [None if t is None else t.detach().requires_grad_() for t in tensors]
     y = function(*tensors)
-    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
+    if grad is None:
+        grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    grad = grad.to(y)
     return [y.detach(), *torch.autograd.grad(y, [t for t in tensors if t is not None], grad)]
 
 

@@ -23,17 +23,21 @@ def distribution(monkeypatch):
 
 
 def test_packages(distribution):
-    folders = {"triton_kernels": ROOT / "triton_kernels"}
+    linked = {"triton_kernels": ROOT / "triton_kernels", "cuda_kernels": ROOT / "csrc/cuda/steerable_conv"}
+    folders = dict(linked)
     folders |= {str(p.parent.relative_to(ROOT / "equiconv")): p.parent for p in (ROOT / "equiconv").rglob("*.py")}
     expected = {".".join(["equiconv", *Path(name).parts]) for name in folders}
     assert set(distribution.packages) == expected  # one without an __init__.py would be left out
-    assert distribution.package_dir == {"equiconv.triton_kernels": "triton_kernels"}
-    others = [p for f in folders.values() for p in f.iterdir() if p.is_file() and p.suffix not in (".py", ".so")]
-    assert not others, "only Python files and the native parts are installed"
+    assert distribution.package_dir == {f"equiconv.{name}": str(f.relative_to(ROOT)) for name, f in linked.items()}
+    assert distribution.package_data == {"equiconv.cuda_kernels": ["*.cuh"]}
+    others = [p for name, f in folders.items() for p in f.iterdir()
+              if p.is_file() and p.suffix not in (".py", ".so", *([".cuh"] if name == "cuda_kernels" else []))]
+    assert not others, "only Python files, the native parts and what is compiled when it is needed are installed"
 
 
-def test_triton_kernels_from_the_source_tree():
+def test_kernels_from_the_source_tree():
     assert (ROOT / "equiconv" / "triton_kernels").samefile(ROOT / "triton_kernels")
+    assert (ROOT / "equiconv" / "cuda_kernels").samefile(ROOT / "csrc/cuda/steerable_conv")
 
 
 def test_console_script(distribution):
@@ -79,7 +83,8 @@ def test_wheel_outside_the_source_tree(tmp_path):
         z.extractall(site)
         names = z.namelist()
     assert {Path(name).parts[0] for name in names} == {"equiconv", f"{wheel.name.rsplit('-', 3)[0]}.dist-info"}
-    assert "equiconv/_cpu.so" in names and not [name for name in names if "left_over" in name]
+    assert {"equiconv/_cpu.so", "equiconv/cuda_kernels/forward.cuh"} <= set(names)
+    assert not [name for name in names if "left_over" in name]
     code = "import equiconv, equiconv.triton_kernels as t, torch; print(equiconv.__file__, t.__file__); " \
            "print(torch.ops.equiconv.limit_isa(''))"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True,

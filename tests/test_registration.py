@@ -38,6 +38,11 @@ def test_every_schema_has_an_implementation(op):
         assert has_kernel(f"equiconv::{op}{overload}", "Autograd")
 
 
+@pytest.mark.parametrize("op", ["steerable_conv.fused", "steerable_conv_bwd.fused"])
+def test_the_fused_convolution_is_one_of_cuda(op):
+    assert all(has_kernel(f"equiconv::{op}", key) for key in ("CUDA", "Autograd"))
+
+
 @pytest.mark.parametrize("op", CPU_OPS)
 def test_every_schema_of_the_cpu_has_an_implementation(op):
     assert has_kernel(f"equiconv::{op}", "CPU") == backends.HAS_NATIVE["cpu"]

@@ -102,13 +102,30 @@ def _write(key, array):
         return
     entry = io.BytesIO()  # NumPy complains of a full disk on stderr, after the error, if it writes there itself
     np.savez(entry, array=array)
+    write_file(_path(key).name, entry.getbuffer())
+
+
+def read_file(name):
+    """The bytes that write_file left under that name in the folder, or None."""
+    if not CACHE_FOLDER:
+        return None
+    try:
+        return (Path(CACHE_FOLDER) / name).read_bytes()
+    except OSError:
+        return None
+
+
+def write_file(name, contents):
+    """Writes a file into the folder; does nothing where there is none, or where it cannot be written."""
+    if not CACHE_FOLDER:
+        return
     temporary = None
     try:
         Path(CACHE_FOLDER).mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=CACHE_FOLDER, suffix=".tmp")
         with os.fdopen(descriptor, "wb") as file:
-            file.write(entry.getbuffer())
-        os.replace(temporary, _path(key))  # at once, so that no other process reads half of it
+            file.write(contents)
+        os.replace(temporary, Path(CACHE_FOLDER) / name)  # at once, so that no other process reads half of it
     except OSError:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

@@ -4,8 +4,9 @@ from .field_gate import field_gate
 from .field_norm import field_norm, field_norm_inner, field_norm_moments
 from .field_pool import field_pool
 from .fourier_act import fourier_act
+from .fused_steerable_conv import fused_steerable_conv
 from .plain_filter import plain_filter
 from .steerable_conv import steerable_conv
 
 __all__ = ["expand_filter", "field_gate", "field_norm", "field_norm_inner", "field_norm_moments", "field_pool",
-           "fourier_act", "plain_filter", "steerable_conv"]
+           "fourier_act", "fused_steerable_conv", "plain_filter", "steerable_conv"]

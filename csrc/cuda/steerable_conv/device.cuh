@@ -1,0 +1,133 @@
+// What the fused steerable convolution needs from the device. Includes nothing, so that NVRTC compiles it anywhere.
+// For a CPU, tests/emulation/instructions.h gives the same names.
+#pragma once
+
+#ifdef EQUICONV_EMULATED
+#include "instructions.h"
+#else
+#define EQ_DEVICE __device__ __forceinline__
+#define EQ_INLINE __attribute__((always_inline))
+#define EQ_TABLE __host__ __device__ constexpr
+
+namespace equiconv {
+
+using u16 = unsigned short;
+using u32 = unsigned;
+
+// Numbers of 16 bits, two in a u32. `mma` is volatile: it keeps the order that is written, which bounds the registers.
+//   mma       c (16x8, float) += a (16x16) * b (16x8)
+//   mma_half  the same with the first 8 columns of a and rows of b only
+//   add       by fma, which is exact for a factor of one, and exists from sm_80 on
+#define EQUICONV_NUMBER(Name, type, one, minus_one)                                                                 \
+  struct Name {                                                                                                     \
+    EQ_DEVICE static void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {                                   \
+      asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                           \
+                   ".f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"                                        \
+                   : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                 \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                 \
+    }                                                                                                               \
+    EQ_DEVICE static void mma_half(float (&c)[4], const u32 (&a)[2], u32 b) {                                       \
+      asm volatile("mma.sync.aligned.m16n8k8.row.col.f32." type "." type                                            \
+                   ".f32 {%0,%1,%2,%3},{%4,%5},{%6},{%0,%1,%2,%3};"                                                 \
+                   : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                 \
+                   : "r"(a[0]), "r"(a[1]), "r"(b));                                                                 \
+    }                                                                                                               \
+    EQ_DEVICE static u32 pack(float low, float high) {                                                              \
+      u32 r;                                                                                                        \
+      asm("cvt.rn." type "x2.f32 %0,%1,%2;" : "=r"(r) : "f"(high), "f"(low));                                       \
+      return r;                                                                                                     \
+    }                                                                                                               \
+    EQ_DEVICE static u32 add(u32 a, u32 b) {                                                                        \
+      u32 r;                                                                                                        \
+      asm("fma.rn." type "x2 %0,%1,%2,%3;" : "=r"(r) : "r"(a), "r"(one), "r"(b));                                   \
+      return r;                                                                                                     \
+    }                                                                                                               \
+    EQ_DEVICE static u32 subtract(u32 a, u32 b) {                                                                   \
+      u32 r;                                                                                                        \
+      asm("fma.rn." type "x2 %0,%1,%2,%3;" : "=r"(r) : "r"(b), "r"(minus_one), "r"(a));                             \
+      return r;                                                                                                     \
+    }                                                                                                               \
+    EQ_DEVICE static u16 round(float x) {                                                                           \
+      u16 r;                                                                                                        \
+      asm("cvt.rn." type ".f32 %0,%1;" : "=h"(r) : "f"(x));                                                         \
+      return r;                                                                                                     \
+    }                                                                                                               \
+    EQ_DEVICE static float value(u16 x);                                                                            \
+  };
+
+EQUICONV_NUMBER(Bfloat16, "bf16", 0x3f803f80u, 0xbf80bf80u)
+EQUICONV_NUMBER(Float16, "f16", 0x3c003c00u, 0xbc00bc00u)
+#undef EQUICONV_NUMBER
+
+EQ_DEVICE float Bfloat16::value(u16 x) { return __uint_as_float(u32(x) << 16); }
+EQ_DEVICE float Float16::value(u16 x) {
+  float r;
+  asm("cvt.f32.f16 %0,%1;" : "=f"(r) : "h"(x));
+  return r;
+}
+
+// Of 8x8 matrices of 16-bit numbers in shared memory whose rows the lanes point at: thread i gets, of matrix m, rows
+// 2 (i % 4) and 2 (i % 4) + 1 of column i / 4.
+EQ_DEVICE void load_transposed(u32 (&r)[2], u32 address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1},[%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(address));
+}
+EQ_DEVICE void load_transposed(u32 (&r)[4], u32 address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address));
+}
+
+// 16 bytes, zeros where not valid.
+EQ_DEVICE void copy_async(u32 shared, const void* global, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0));
+}
+EQ_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;"); }
+template <int PENDING>
+EQ_DEVICE void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+EQ_DEVICE u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
+extern __shared__ __align__(128) unsigned char shared_memory[];
+
+}  // namespace equiconv
+#endif
+
+namespace equiconv {
+
+EQ_DEVICE u32 negate(u32 a) { return a ^ 0x80008000u; }
+
+// unroll<A, B>(f): f(A), ..., f(B - 1), each index a type, so that tables can be read in constant expressions.
+template <int I>
+struct Index {
+  static constexpr int value = I;
+  EQ_TABLE operator int() const { return I; }
+};
+template <int... I>
+struct Sequence {};
+template <class, class>
+struct Join;
+template <int... I, int... J>
+struct Join<Sequence<I...>, Sequence<J...>> {
+  using type = Sequence<I..., (int(sizeof...(I)) + J)...>;
+};
+template <int N>
+struct Count : Join<typename Count<N / 2>::type, typename Count<N - N / 2>::type> {};
+template <>
+struct Count<0> {
+  using type = Sequence<>;
+};
+template <>
+struct Count<1> {
+  using type = Sequence<0>;
+};
+template <int A, class F, int... I>
+EQ_DEVICE void unroll(F&& f, Sequence<I...>) {
+  (f(Index<A + I>{}), ...);
+}
+template <int A, int END, class F>
+EQ_DEVICE void unroll(F&& f) {
+  unroll<A>(f, typename Count<(END > A ? END - A : 0)>::type{});
+}
+
+}  // namespace equiconv

@@ -1,0 +1,77 @@
+// The tables that specialise the kernels for a layer (equiconv/fused/structure.py writes them), and what follows from them.
+#pragma once
+#include "device.cuh"
+
+namespace equiconv {
+
+// Copies of an irrep, padded to a multiple of 8, in channels: channel + component * stride + copy.
+struct Irrep { int size, copies, channel, stride; bool complex; };
+struct Range { int first, last; };
+struct Fragment { int pair, row; bool odd, full; };       // Toeplitz operand of two harmonics (one if not full), tap rows +-row
+struct Group { int pairs; Range fragments; };             // harmonics that are computed together, in 2 * pairs slots
+struct Step { int out, z0, z1; };                         // complex: one z; real: two z, or one and -1
+struct Term { int component, slot; float coefficient; };  // z[a] = sum of coefficient * u[slot][component]
+
+template <class T>
+struct Structure {
+  static constexpr int radius = T::taps / 2, rows = 2 + 2 * radius, columns = 8 + 2 * radius;
+  static constexpr int n_in = sizeof(T::in) / sizeof(Irrep), n_out = sizeof(T::out) / sizeof(Irrep);
+  static constexpr int n_groups = sizeof(T::groups) / sizeof(Group), n_fragments = sizeof(T::fragments) / sizeof(Fragment);
+  static_assert(T::taps % 2 == 1 && columns <= 16, "the window of a Toeplitz operand has 16 columns: at most 9 taps");
+
+  static constexpr int channels_in = T::in[n_in - 1].channel + T::in[n_in - 1].size * T::in[n_in - 1].stride;
+
+  EQ_TABLE static int max_size() {
+    int most = 0;
+    for (auto& i : T::in) most = i.size > most ? i.size : most;
+    return most;
+  }
+  EQ_TABLE static bool copies_fit() {
+    for (auto& i : T::in) if (i.copies % 8 || i.channel % 8 || i.stride % 8) return false;
+    for (auto& i : T::out) if (i.copies % 8 || i.channel % 8 || i.stride % 8) return false;
+    return true;
+  }
+  static_assert(copies_fit(), "16 bytes are read at a time");
+
+  // Accumulator tiles (16 pixels x 8 copies) are numbered [irrep, component, block of 8 copies].
+  EQ_TABLE static int tile(int n, int component, int block) {
+    int t = component * T::out[n].copies / 8 + block;
+    for (int i = 0; i < n; ++i) t += T::out[i].size * T::out[i].copies / 8;
+    return t;
+  }
+  static constexpr int n_tiles = tile(n_out - 1, T::out[n_out - 1].size, 0);
+
+  // unroll over all of them: f(tile, its first channel)
+  template <class F>
+  EQ_DEVICE static void each_tile(F&& f) {
+    unroll<0, n_out>([&](auto out) EQ_INLINE {
+      constexpr Irrep irrep = T::out[decltype(out)::value];
+      unroll<0, irrep.size * (irrep.copies / 8)>([&](auto at) EQ_INLINE {
+        constexpr int component = at / (irrep.copies / 8), block = at % (irrep.copies / 8);
+        f(Index<tile(decltype(out)::value, component, block)>{}, Index<irrep.channel + component * irrep.stride + 8 * block>{});
+      });
+    });
+  }
+
+  // Mixing weights: for each input irrep, 8 of its copies and step, one operand for 16 copies of the output.
+  EQ_TABLE static int operand(int m, int step) {  // place among those of 8 copies
+    int o = 0;
+    for (int s = T::steps_of[m][0].first; s < step; ++s) o += (T::out[T::steps[s].out].copies + 15) / 16;
+    return o;
+  }
+  EQ_TABLE static int operands(int m) { return operand(m, T::steps_of[m][n_groups - 1].last); }
+  EQ_TABLE static int operand_base(int m) {
+    int o = 0;
+    for (int i = 0; i < m; ++i) o += operands(i) * (T::in[i].copies / 8);
+    return o;
+  }
+  static constexpr int n_operands = operand_base(n_in);
+};
+
+// A convolution of stride 1 with zeros around it: what it reads at (y + tap - pad_y, x + tap - pad_x), it writes at (y, x).
+struct Image {
+  int height, width, out_height, out_width, pad_y, pad_x;
+  int tiles_y, tiles_x;  // of the output, for each image of the batch
+};
+
+}  // namespace equiconv

@@ -1,0 +1,327 @@
+"""The tables that specialise the fused kernels for a layer, as the C++ text that they are compiled with.
+
+csrc/cuda/steerable_conv/structure.cuh says what they mean.
+"""
+from collections import deque
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .irreps import ALIGNMENT, Unsupported
+
+GROUP = 4                # harmonics that are computed together, where z's do not need more of them
+MAX_GROUP = 8            # that many accumulators leave registers for the rest
+MAX_TAPS = 9             # columns of a window: 16
+MAX_SLICES = 8           # kernels of one direction: each computes the harmonics again
+FORWARD_WARPS = 8        # for a tile of 16 rows of pixels
+SMALL_IMAGE = 8          # rows, up to which half as many compute a tile
+FORWARD_CHANNELS = 256   # their accumulators are half of a thread's registers
+GRADIENT_WARPS = 8
+GRADIENT_TILES = 24      # accumulators of a warp: 96 registers
+FRAGMENT_BYTES = 512     # 16 x 16 numbers
+
+
+def check_kernel(kernel):
+    """Raises Unsupported for spatial sizes of a filter that the fused kernels cannot have."""
+    if len(kernel) != 2 or kernel[0] != kernel[1] or kernel[0] % 2 == 0:
+        raise Unsupported("only odd square kernels in the plane are implemented")
+    if not 3 <= kernel[0] <= MAX_TAPS:
+        raise Unsupported(f"only kernels of sizes 3 to {MAX_TAPS} are implemented")
+
+
+class Harmonics:
+    """How the harmonics of an IrrepLayer are computed.
+
+    groups      list of ({harmonic: slot}, pairs, first fragment, last fragment)
+    fragments   list of (pair, tap row, whether odd along y, whether there are two harmonics)
+    of_fragment list of (harmonics, tap row)
+    """
+
+    def __init__(self, layer):
+        self.values, self.taps = layer.harmonics, layer.harmonics.shape[-1]
+        self.parities = [_parities(h) for h in self.values]
+        if None in self.parities:
+            raise Unsupported("a harmonic is neither even nor odd")
+        self.groups, self.fragments, self.of_fragment = [], [], []
+        for group in self._groups(layer):
+            odd = {h: self.parities[h][0] for h in group}
+            pairs = [hs[i:i + 2] for value in (False, True) for hs in [[h for h in group if odd[h] == value]]
+                     for i in range(0, len(hs), 2)]
+            first = len(self.fragments)
+            for i, pair in enumerate(pairs):
+                for row in range(odd[pair[0]], self.taps // 2 + 1):  # an odd one is zero in the row of the centre
+                    self.fragments.append((i, row, odd[pair[0]], len(pair) == 2))
+                    self.of_fragment.append((pair, row))
+            slots = {h: 2 * i + j for i, pair in enumerate(pairs) for j, h in enumerate(pair)}
+            self.groups.append((slots, len(pairs), first, len(self.fragments)))
+
+    def _groups(self, layer):
+        """Lists of harmonics. Those of one z go together, and with others of the same parities."""
+        joined = {h: frozenset([h]) for h in range(len(self.values))}
+        for tensors in layer.tensors.values():
+            for tensor in tensors:
+                union = frozenset().union(*(joined[h] for h in _harmonics_of(tensor)))
+                joined.update(dict.fromkeys(union, union))
+        by_parities = {}
+        for together in sorted(map(sorted, set(joined.values()))):
+            if len(together) > MAX_GROUP:
+                raise Unsupported(f"{len(together)} harmonics occur in sums together, at most {MAX_GROUP} can")
+            by_parities.setdefault(tuple(sorted(self.parities[h] for h in together)), []).append(together)
+        groups = []
+        for parts in by_parities.values():
+            groups.append([])
+            for together in parts:
+                if groups[-1] and len(groups[-1]) + len(together) > GROUP:
+                    groups.append([])
+                groups[-1] += together
+        return groups
+
+
+def _parities(harmonic):
+    """(whether odd along y, along x), or None."""
+    found = []
+    for axis in (0, 1):
+        mirrored = np.flip(harmonic, axis)
+        if not (harmonic == mirrored).all() and not (harmonic == -mirrored).all():
+            return None
+        found.append(not (harmonic == mirrored).all())
+    return tuple(found)
+
+
+def _harmonics_of(tensor):
+    return np.flatnonzero(np.abs(tensor).sum((0, 1))).tolist()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Copies first .. first + copies of one block of the target."""
+    block: int
+    first: int
+    copies: int
+
+    def halves(self):
+        if self.copies <= ALIGNMENT:
+            raise Unsupported("its weights need more shared memory or registers than there are")
+        half = -(-self.copies // 2 // ALIGNMENT) * ALIGNMENT
+        return (Piece(self.block, self.first, half), Piece(self.block, self.first + half, self.copies - half))
+
+
+class Structure:
+    """The part of a layer that one kernel computes: all of its source, some pieces of its target.
+
+    steps      list of (number of the piece, z0, z1)
+    steps_of   for each source block and group of harmonics (first step, last step)
+    z          list of (first term, last term), one for each component
+    terms      list of (component, slot, coefficient)
+    products   {(source block, piece, z of the layer): (step, 0 or 1: z0 or z1)}
+    """
+
+    def __init__(self, layer, harmonics, pieces):
+        self.layer, self.harmonics, self.pieces = layer, harmonics, pieces
+        self.steps, self.steps_of, self.z, self.terms, self.products, self._places = [], [], [], [], {}, {}
+        for m in range(len(layer.source.blocks)):
+            self.steps_of.append([])
+            for slots, *_ in harmonics.groups:
+                first = len(self.steps)
+                for n, piece in enumerate(pieces):
+                    self._add_steps(m, n, layer.tensors.get((m, piece.block), []), slots, self.is_complex(n))
+                self.steps_of[-1].append((first, len(self.steps)))
+
+    def _add_steps(self, m, n, tensors, slots, is_complex):
+        mine = [z for z, tensor in enumerate(tensors) if set(_harmonics_of(tensor)) <= set(slots)]
+        width = 1 if is_complex else 2
+        for i in range(0, len(mine), width):
+            for which, z in enumerate(mine[i:i + width]):
+                self.products[m, n, z] = len(self.steps), which
+            places = [self._place(m, self.pieces[n].block, z, tensors[z], slots) for z in mine[i:i + width]]
+            self.steps.append((n, *places, -1)[:3])
+
+    def _place(self, m, block, z, tensor, slots):
+        key = (m, block, z)
+        if key not in self._places:
+            self._places[key] = len(self.z)
+            for component in tensor:
+                first = len(self.terms)
+                self.terms += [(b, slots[h], float(np.float32(component[b, h]))) for b, h in np.argwhere(component)]
+                self.z.append((first, len(self.terms)))
+        return self._places[key]
+
+    def is_complex(self, n):
+        return self.layer.is_complex[self.pieces[n].block]
+
+    def size(self, n):
+        return self.layer.target.blocks[self.pieces[n].block].size
+
+    @cached_property
+    def channels(self):
+        return sum(self.size(n) * piece.copies for n, piece in enumerate(self.pieces))
+
+    # ---- the numbers that structure.cuh, forward.cuh and grad_weight.cuh derive too; the text asserts that they agree
+
+    def steps_of_source(self, m):
+        return range(self.steps_of[m][0][0], self.steps_of[m][-1][1])
+
+    @cached_property
+    def operand(self):
+        """For each step, the place of its first operand among those of 8 copies of its source block."""
+        return self._places_of(lambda step: -(-self.pieces[self.steps[step][0]].copies // 16))[0]
+
+    @cached_property
+    def operands(self):
+        """For each source block the operands of 8 copies."""
+        return self._places_of(lambda step: -(-self.pieces[self.steps[step][0]].copies // 16))[1]
+
+    @cached_property
+    def operand_base(self):
+        """For each source block its first operand; and the number of all."""
+        counts = [n * block.copies // 8 for n, block in zip(self.operands, self.layer.source.blocks)]
+        return np.concatenate([[0], np.cumsum(counts)]).astype(int)
+
+    @cached_property
+    def tile(self):
+        """For each step, the place of its first tile of the weights' gradient among those of 16 copies."""
+        return self._places_of(self._tiles)[0]
+
+    @cached_property
+    def tiles(self):
+        """For each source block the tiles of 16 copies."""
+        return self._places_of(self._tiles)[1]
+
+    @cached_property
+    def tile_base(self):
+        counts = [n * -(-block.copies // 16) for n, block in zip(self.tiles, self.layer.source.blocks)]
+        return np.concatenate([[0], np.cumsum(counts)]).astype(int)
+
+    @property
+    def jobs(self):
+        """Blocks of threads among which the gradient kernel divides the source's copies."""
+        return sum(-(-block.copies // 16) for block in self.layer.source.blocks)
+
+    @property
+    def max_tiles(self):
+        return max(sum(map(self._tiles, range(*steps))) for of_groups in self.steps_of for steps in of_groups)
+
+    def _tiles(self, step):
+        n, _, z1 = self.steps[step]
+        return self.pieces[n].copies // 8 * (2 if self.is_complex(n) or z1 >= 0 else 1)
+
+    def _places_of(self, count):
+        places, totals = np.zeros(len(self.steps), int), []
+        for m in range(len(self.steps_of)):
+            total = 0
+            for step in self.steps_of_source(m):
+                places[step] = total
+                total += count(step)
+            totals.append(total)
+        return places, totals
+
+    @property
+    def row_warps(self):
+        return max(1, GRADIENT_WARPS // len(self.harmonics.groups))
+
+    @property
+    def gradient_threads(self):
+        return 32 * self.row_warps * len(self.harmonics.groups)
+
+    def forward_bytes(self, warps=FORWARD_WARPS):
+        """Of shared memory."""
+        stage = self._max_size * 2 * self._plane(warps)
+        return 2 * stage + FRAGMENT_BYTES * (len(self.harmonics.fragments) + int(self.operand_base[-1]))
+
+    @property
+    def gradient_bytes(self):
+        tiles = self.channels // 8
+        gradient = (tiles + tiles % 2) * (16 * self.row_warps + 1) * 16
+        stage = self._max_size * 2 * self._plane(self.row_warps) + gradient
+        return 2 * stage + FRAGMENT_BYTES * len(self.harmonics.fragments)
+
+    @property
+    def _max_size(self):
+        return max(block.size for block in self.layer.source.blocks)
+
+    def _plane(self, warps):
+        return (2 * warps + self.harmonics.taps - 1) * 256 + 64
+
+    # ---- text
+
+    def forward_source(self, number, warps=FORWARD_WARPS):
+        """C++ of the kernel equiconv_forward for a number format of device.cuh."""
+        return self._source("forward", f"Forward<Layer, {number}, {warps}>", self.forward_bytes(warps), "run")
+
+    def gradient_source(self, number):
+        """C++ of the kernel equiconv_grad_weight."""
+        kernel = f"GradWeight<Layer, {number}, {self.row_warps}>"
+        return self._source("grad_weight", kernel, self.gradient_bytes, "start")
+
+    def _source(self, name, kernel, shared_bytes, function):
+        params = "".join(part.capitalize() for part in name.split("_")) + "Params"
+        return (f'#include "{name}.cuh"\nnamespace equiconv {{\n{self._tables()}'
+                f"using Kernel = {kernel};\n"
+                f'static_assert(Kernel::shared_bytes == {shared_bytes}, "structure.py knows the shared memory");\n'
+                f'extern "C" __global__ void __launch_bounds__(Kernel::threads, 1) equiconv_{name}(const {params} p) '
+                f"{{ Kernel::{function}(p); }}\n}}  // namespace equiconv\n")
+
+    def _tables(self):
+        source = [(b.size, b.copies, b.channel, b.copies, False) for b in self.layer.source.blocks]
+        target = [(self.size(n), piece.copies, block.channel + piece.first, block.copies, bool(self.is_complex(n)))
+                  for n, piece in enumerate(self.pieces) for block in [self.layer.target.blocks[piece.block]]]
+        groups = [(pairs, (first, last)) for _, pairs, first, last in self.harmonics.groups]
+        return (f"struct Layer {{\n  static constexpr int taps = {self.harmonics.taps};\n"
+                + _array("Irrep in[]", source) + _array("Irrep out[]", target) + _array("Group groups[]", groups)
+                + _array("Fragment fragments[]", self.harmonics.fragments)
+                + _array(f"Range steps_of[][{len(groups)}]", self.steps_of) + _array("Step steps[]", self.steps)
+                + _array("Range z[]", self.z) + _array("Term terms[]", self.terms) + "};\n")
+
+
+def _array(declaration, rows):
+    lines, line = [], ""
+    for item in map(_text, rows):
+        if len(line) + len(item) > 110:
+            lines.append(line)
+            line = ""
+        line += f"{item}, "
+    text = "".join(f"    {one.rstrip()}\n" for one in [*lines, line])
+    return f"  static constexpr {declaration} = {{\n{text}  }};\n"
+
+
+def _text(value):
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value!r}f"
+    return "{" + ", ".join(map(_text, value)) + "}" if isinstance(value, (list, tuple)) else str(value)
+
+
+def forward_warps(height):
+    """Warps of the forward kernel for images of that many rows."""
+    return FORWARD_WARPS // 2 if height <= SMALL_IMAGE else FORWARD_WARPS
+
+
+def forward_structures(layer, harmonics, shared_bytes):
+    """Structures for the forward kernel, as few as fit into that much shared memory of a block."""
+    return _slices(layer, harmonics, lambda s: s.channels <= FORWARD_CHANNELS and s.forward_bytes() <= shared_bytes)
+
+
+def gradient_structures(layer, harmonics, shared_bytes):
+    """The same for the gradient of the weights."""
+    return _slices(layer, harmonics, lambda s: s.max_tiles <= GRADIENT_TILES and s.gradient_bytes <= shared_bytes)
+
+
+def _slices(layer, harmonics, fits):
+    waiting = deque(Piece(n, 0, block.copies) for n, block in enumerate(layer.target.blocks))
+    found, current = [], None
+    while waiting:
+        piece = waiting.popleft()
+        longer = Structure(layer, harmonics, [*(current.pieces if current else []), piece])
+        if fits(longer):
+            current = longer
+        elif current:
+            found.append(current)
+            current = None
+            waiting.appendleft(piece)
+        else:
+            waiting.extendleft(reversed(piece.halves()))
+        if len(found) >= MAX_SLICES:
+            raise Unsupported(f"its output is too wide for {MAX_SLICES} kernels")
+    return [*found, current]
