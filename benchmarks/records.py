@@ -12,7 +12,7 @@ class Row:
 
     op, mode    conv: forward, training, inference; expand_filter: expand, expand_training; construction: warm, ...
     method      escnn, escnn_compiled, torch (a plain layer of equal width), equiconv, and equiconv by either method of
-                its convolutions: equiconv_dense, equiconv_factorised
+                its convolutions: equiconv_dense, equiconv_factorised, equiconv_two_pass
     layout      memory layout of the input: contiguous or channels_last
     batch, size of the input
     speedup     median over the rounds of escnn's time / this one's, with its p20 and p80
@@ -58,6 +58,11 @@ class Row:
     error: object = ""
     noisy: str = ""
     note: str = ""
+
+    @property
+    def of_bound(self):
+        """Share of the method's own bound that it reaches: floor_ms / median_ms; "" where either is missing."""
+        return self.floor_ms / self.median_ms if "" not in (self.floor_ms, self.median_ms) else ""
 
     @property
     def work(self):

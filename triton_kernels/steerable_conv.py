@@ -8,8 +8,8 @@ adjoint's tables, for one group of the convolution after the other:
     y^ = W z          torch.bmm for all irreps of one shape together; W by gather_kernel
     y = A' y^ + bias  change_basis_kernel
 
-and the gradient of the weights from the same z: z^T g^, where g^ = A'^T (companion). What z takes is bounded by
-MAX_BYTES: the pixels are treated in slices. Matrix products are torch's, in TF32 where torch.backends allows it.
+and the gradient of the weights from the same z: z^T g^, where g^ = A'^T (companion). What z takes is bounded: the
+pixels are treated in slices. Matrix products are torch's, in TF32 where torch.backends allows it.
 """
 from math import prod
 
@@ -19,14 +19,14 @@ import triton.language as tl
 
 from ..backends import TRITON_INTERPRET
 from ..formats import LOW_PRECISION, like
-from ..layout.two_pass import ABSENT, FIELD, INSTANCE, PLACE, TEMPLATE, TERM, structure
+from ..layout import Geometry
+from ..layout.conv_tables import three_axes
+from ..layout.two_pass import ABSENT, FIELD, INSTANCE, PLACE, TEMPLATE, TERM, grid_of, pixels_of_slice, structure
 from .expand_filter import to_nearest
 
 FIELD_WIDTH, PLACE_WIDTH, INSTANCE_WIDTH, TEMPLATE_WIDTH, TERM_WIDTH = (
     tl.constexpr(len(record)) for record in (FIELD, PLACE, INSTANCE, TEMPLATE, TERM))
 MISSING = tl.constexpr(ABSENT)
-MAX_BYTES = 1 << 28  # of the z's of a slice
-MIN_PIXELS = 1024    # of a slice, whatever they take
 OF_CHANGE = ("fields_start", "basis_start", "fields", "size", "first", "pixels", "grid_outer", "grid_middle",
              "grid_inner", "outer", "middle", "inner", "low_outer", "low_middle", "low_inner", "insert_outer",
              "insert_middle", "insert_inner", "channels", "channel")
@@ -120,7 +120,7 @@ def first_pass_kernel(hat_ptr, z_ptr, index_ptr, values_ptr, coefficients_start,
                       BLOCK_COPIES: tl.constexpr):
     """z of some copies of an irrep at the pixels first ... first + pixels - 1 of the target [., outer, middle, inner].
 
-    A pixel lies at multiples of the steps in x^, and the taps of its window at multiples of `tap` from there.
+    A pixel lies at multiples of the steps in x^, and the taps of its window at multiples of tap * ALIGNED from there.
     """
     dtype: tl.constexpr = values_ptr.dtype.element_ty
     instance = index_ptr + instances_start + tl.program_id(2) * INSTANCE_WIDTH
@@ -129,17 +129,18 @@ def first_pass_kernel(hat_ptr, z_ptr, index_ptr, values_ptr, coefficients_start,
     pixel = (tl.program_id(0).to(tl.int64) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS))[:, None]
     mask = (pixel < pixels) & (copy < copies)
     at = first + pixel
-    image, o = at // inner // middle // outer, at // inner // middle % outer
-    begin = image * image_step + o * outer_step + at // inner % middle * middle_step + at % inner * inner_step
+    slab = at // inner // middle
+    begin = slab // outer * image_step + slab % outer * outer_step
+    begin += at // inner % middle * middle_step + at % inner * inner_step
     window = hat_ptr + tl.multiple_of(begin, [1, ALIGNED]) + (column + copy)
-    outer_tap, middle_tap = tl.multiple_of(outer_tap, ALIGNED), tl.multiple_of(middle_tap, ALIGNED)
-    inner_tap = tl.multiple_of(inner_tap, ALIGNED)
+    outer_tap, middle_tap, inner_tap = outer_tap * ALIGNED, middle_tap * ALIGNED, inner_tap * ALIGNED
 
     sums = ()
-    for n in tl.static_range(len(SUMS)):
+    for _ in tl.static_range(len(SUMS)):
         sums = sums + (tl.zeros((BLOCK_PIXELS, BLOCK_COPIES), dtype),)
     half_middle: tl.constexpr = (KERNEL[1] + 1) // 2
     half_inner: tl.constexpr = (KERNEL[2] + 1) // 2
+    last: tl.constexpr = KERNEL[2] - 1
     for position in range((KERNEL[0] + 1) // 2 * half_middle):
         o, m = position // half_middle, position % half_middle
         here, mirrored = window + o * outer_tap, window + (KERNEL[0] - 1 - o) * outer_tap
@@ -151,18 +152,18 @@ def first_pass_kernel(hat_ptr, z_ptr, index_ptr, values_ptr, coefficients_start,
                 coefficients = coefficients + (tl.load(values_ptr + coefficients_start + at_tap),)
             more = ()
             for b in tl.static_range(COMPONENTS):
-                own = b * copies
-                folded = fold(here + own + near, inner_tap, mask, dtype, i, KERNEL[2] - 1 - i)  # (even, odd)
+                upper, lower = here + b * copies, mirrored + b * copies
+                folded = fold(upper + near, inner_tap, mask, dtype, i, last - i)  # (even, odd)
                 if KERNEL[1] > 1:
-                    folded = sums_and_differences(folded, fold(here + own + far, inner_tap, mask, dtype, i, KERNEL[2] - 1 - i))
+                    folded = sums_and_differences(folded, fold(upper + far, inner_tap, mask, dtype, i, last - i))
                 if KERNEL[0] > 1:
-                    other = fold(mirrored + own + near, inner_tap, mask, dtype, i, KERNEL[2] - 1 - i)
+                    other = fold(lower + near, inner_tap, mask, dtype, i, last - i)
                     if KERNEL[1] > 1:
-                        other = sums_and_differences(other, fold(mirrored + own + far, inner_tap, mask, dtype, i, KERNEL[2] - 1 - i))
+                        other = sums_and_differences(other, fold(lower + far, inner_tap, mask, dtype, i, last - i))
                     folded = sums_and_differences(folded, other)
                 for n in tl.static_range(len(SUMS)):
                     if SUMS[n][0] == b:
-                        if i != KERNEL[2] - 1 - i or FOLDED[SUMS[n][1]] % 2 == 0:
+                        if i != last - i or FOLDED[SUMS[n][1]] % 2 == 0:
                             more = more + (sums[n] + coefficients[SUMS[n][1]] * folded[FOLDED[SUMS[n][1]]],)
                         else:
                             more = more + (sums[n],)
@@ -199,7 +200,7 @@ def gather_kernel(from_ptr, to_ptr, index_ptr, values_ptr, templates_start, grou
 
 
 THREADS, PROGRAM_ELEMENTS = 128, 4096  # of a program; the latter in the interpreter, where programs are slow
-REGISTERS = 96                          # of a thread, for the sums
+REGISTERS = 64                          # of a thread, for its sums
 
 
 def config_of_part(part):
@@ -213,7 +214,7 @@ def config_of_part(part):
 def compiled_for(structure, part):
     """What first_pass_kernel takes from the tables as constants."""
     outer = 4 if structure.kernel[1] > 1 else 2
-    folded = tuple(o * outer + m * 2 + i for o, m, i in structure.parities)  # where fold and sums_and_differences put it
+    folded = tuple(o * outer + m * 2 + i for o, m, i in structure.parities)  # places in sums_and_differences of fold
     return {"KERNEL": structure.kernel, "FOLDED": folded, "SUMS": part.sums, "ROWS": part.rows,
             "COMPONENTS": part.components}
 
@@ -235,16 +236,17 @@ class _Call:
     def __init__(self, source, index, values, key, kernel, stride, padding, dilation, groups, up, target_size):
         self.structure, self.index, self.values, self.groups = structure(key), index, values, groups
         self.source, self.batch = source.movedim(1, -1).contiguous(), source.shape[0]
-        self.source_size, self.target_size = (_axes(size, 1) for size in (source.shape[2:], target_size[1:]))
         self.target_channels = target_size[0]
-        stride, dilation, padding = _axes(stride, 1), _axes(dilation, 1), _axes(padding, 0)
-        reach = [d * (k - 1) for d, k in zip(dilation, self.structure.kernel)]
-        self.low = [r - p for r, p in zip(reach, padding)] if up else padding
-        self.insert, self.step, self.dilation = (stride, (1, 1, 1), dilation) if up else ((1, 1, 1), stride, dilation)
-        self.grid = [(n - 1) * s + r + 1 for n, s, r in zip(self.target_size, self.step, reach)]
+        geometry = Geometry(tuple(kernel), stride, padding, dilation, groups, up, source.shape[1], target_size[0],
+                            source.shape[2:], target_size[1:])
+        self.grid = three_axes(grid_of(geometry))
+        self.source_size, self.target_size = three_axes(geometry.source_size), three_axes(geometry.target_size)
+        stride, self.dilation = three_axes(stride), three_axes(dilation)
+        low = [d * (k - 1) - p if up else p for d, k, p in zip(dilation, kernel, padding)]
+        self.low = low if len(low) == 3 else (low[0], 0, low[1])
+        self.insert, self.step = (stride, (1, 1, 1)) if up else ((1, 1, 1), stride)
         self.pixels = self.batch * prod(self.target_size)
-        of_z = max(self.structure.z_size, 1) * source.element_size()
-        self.slice = min(self.pixels, max(MIN_PIXELS, MAX_BYTES // of_z))
+        self.slice = pixels_of_slice(self.pixels, self.structure.z_size, source.element_size())
 
     def new(self, *size):
         return self.source.new_empty(size)
@@ -260,7 +262,8 @@ class _Call:
                 images, hat, hat if bias is None else bias, self.index, self.values, change.fields_start,
                 change.basis_start, change.fields, change.size, first, pixels, *grid, *size, *low, *insert, channels,
                 group * (channels // self.groups), TO_IRREPS=to_irreps, TRANSPOSED=transposed,
-                ADDS=change.adds and not to_irreps, HAS_BIAS=bias is not None and not change.adds, enable_fp_fusion=True, **c)
+                ADDS=change.adds and not to_irreps, HAS_BIAS=bias is not None and not change.adds,
+                enable_fp_fusion=True, **c)
 
     def source_hat(self, group):
         """x^ of one group: [batch, *grid, channels]."""
@@ -286,8 +289,8 @@ class _Call:
             first_pass_kernel[programs](
                 hat, z, self.index, self.values, s.coefficients_start, part.instances_start, first, pixels,
                 *self.target_size, prod(self.grid) * s.channels, *(t * n for t, n in zip(tap, self.step)),
-                *(t * d for t, d in zip(tap, self.dilation)), enable_fp_fusion=True, **compiled_for(s, part),
-                **config_of_part(part))
+                *(t * d // part.aligned for t, d in zip(tap, self.dilation)), enable_fp_fusion=True,
+                **compiled_for(s, part), **c)
 
     def gather(self, gather, from_, to, group):
         block = 1024 if TRITON_INTERPRET else 256
@@ -343,18 +346,13 @@ def _part_of(flat, start, *shape):
     return flat[start:start + prod(shape)].view(shape)
 
 
-def _axes(values, missing):
-    """(outer, middle, inner) of a number for each axis; in the plane, there is no middle."""
-    return (values[0], missing, values[1]) if len(values) == 2 else tuple(values)
-
-
 def _as_tensor(images, source, target_size):
     """Images [batch, outer, middle, inner, channels] as [batch, channels, *spatial], in the memory format of source."""
     return like(images.view(images.shape[0], *target_size[1:], target_size[0]).movedim(-1, 1), source)
 
 
-def steerable_conv(source, weights, bias, index, values, key, adjoint_index, adjoint_values, adjoint_key, kernel, stride,
-                   padding, dilation, groups, up, target_size):
+def steerable_conv(source, weights, bias, index, values, key, adjoint_index, adjoint_values, adjoint_key, kernel,
+                   stride, padding, dilation, groups, up, target_size):
     call = _Call(source, index, values, key, kernel, stride, padding, dilation, groups, up, target_size)
     return _as_tensor(call.run(weights, bias)[0], source, target_size)
 

@@ -114,7 +114,23 @@ class Structure:
     unpack: Gather
 
 
+MAX_BYTES = 1 << 28  # of the z's of a slice
+MIN_PIXELS = 1024    # of a slice, whatever they take
+
 _STRUCTURES = {}
+
+
+def grid_of(geometry):
+    """Sizes of the grid of x^, on which a window of the kernel's taps begins at every pixel of the target (times the
+    stride): the source with its padding, and with zeros between its pixels if geometry.up."""
+    steps = (1,) * len(geometry.kernel) if geometry.up else geometry.stride
+    return [(n - 1) * step + dilation * (k - 1) + 1 for n, step, dilation, k in zip(
+        geometry.target_size, steps, geometry.dilation, geometry.kernel)]
+
+
+def pixels_of_slice(pixels, z_size, itemsize):
+    """How many pixels of the target are treated at a time, so that their z's take MAX_BYTES."""
+    return min(pixels, max(MIN_PIXELS, MAX_BYTES // (max(z_size, 1) * itemsize)))
 
 
 def structure(key):
@@ -280,7 +296,7 @@ def _parts(sources, columns, parities, numbers, index):
         for row in source.rows:
             if row.group in numbers.place:
                 slots.setdefault(row.slot, []).append(row)
-        for slot, rows in slots.items():
+        for rows in slots.values():
             for some in _divided(rows, parts_of):
                 sums = sorted({s for row in some for s in _sums_of(row, parts_of)})
                 first, last = sums[0][0], sums[-1][0]  # only the components that are used

@@ -4,12 +4,13 @@ import torch.nn.functional as F
 from escnn.nn import GeometricTensor
 from torch import nn
 
+from ..formats import LOW_PRECISION
 from ..library import autocast_dtype
 from ..ops import steerable_conv
 from .checks import check_dtype, check_input, checked_init
 from .construction import IcosahedralOrbits, SteerableShells
 from .expanded import Expanded
-from .planner import Planned
+from .planner import BACKENDS, Planned
 from .tensors import is_channels_last, like
 
 
@@ -24,8 +25,9 @@ class _Conv(SteerableShells, Planned, Expanded):
         """input: GeometricTensor [B, in_type.size, *spatial] -> GeometricTensor [B, out_type.size, *spatial]."""
         check_input(self, input)
         x = input.tensor
-        compute = self._factorised if self.method_for(x) == "factorised" else self._dense
-        y = like(compute(x), x)  # torch's convolutions with kernels of size 1 lose channels_last
+        method = self.method_for(x)
+        y = self._dense(x) if method == "dense" else self._factorised(x, BACKENDS[method])
+        y = like(y, x)  # torch's convolutions with kernels of size 1 lose channels_last
         return GeometricTensor(y, self.out_type, coords=None)
 
     def _dense(self, x):
@@ -34,10 +36,16 @@ class _Conv(SteerableShells, Planned, Expanded):
             check_dtype(self, x, filter)
         return self._convolve(x, filter, bias)
 
-    def _factorised(self, x):
+    def _factorised(self, x, backend):
         bias = None if self.bias is None else self.bias_expansion @ self.bias
-        return steerable_conv(x, self.weights, self.plan, self.kernel, bias=bias, stride=self.stride,
-                              dilation=self.dilation, padding=self.padding, groups=self.groups, **self._options())
+        dtype, weights = autocast_dtype(x.device.type), self.weights
+        if dtype is not None:
+            x = x.to(dtype)
+        if x.dtype in LOW_PRECISION:
+            weights, bias = weights.float(), None if bias is None else bias.to(x.dtype)
+        return steerable_conv(x, weights, self.plan, self.kernel, bias=bias, stride=self.stride,
+                              dilation=self.dilation, padding=self.padding, groups=self.groups, backend=backend,
+                              **self._options())
 
     def _options(self):
         """What a convolution and a transposed one do not have in common, for ops.steerable_conv."""
