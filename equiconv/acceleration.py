@@ -41,7 +41,7 @@ def accelerate(model, *, method=None, verbose=False):
     they are. A second call changes nothing.
 
     model    torch.nn.Module (an escnn module, or any module that contains some)
-    method   of all its convolutions: "auto", "factorised" or "dense" (see nn.planner); None: as they are, which is
+    method   of all its convolutions, one of nn.planner.METHODS ("auto", "dense", ...); None: as they are, which is
              "auto" for new ones
     verbose  print acceleration_report(model) afterwards
 

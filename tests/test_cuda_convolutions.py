@@ -13,6 +13,7 @@ from tests.synchronisation import NoSynchronisation
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 METHODS = cuda_costs.METHODS
 LAYERS = ("c4_mixed", "c8_quotient", "c4_stride2", "c4_groups2", "c4_transposed_stride2", "so3_irreps", "so3_stride2")
+COMPILED = ("c4_stride2", "so3_irreps")  # the others are slow: Triton compiles for seconds for each irrep
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 each_method = pytest.mark.parametrize("method", METHODS)
 
@@ -119,8 +120,9 @@ def test_tables_stay_where_they_are():
 
 @on_gpu
 @each_method
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name,dtype", [
+    pytest.param(name, dtype, marks=[pytest.mark.slow] * (name not in COMPILED or dtype.itemsize == 8))
+    for name in LAYERS for dtype in DTYPES])
 @pytest.mark.usefixtures("strict")
 def test_values_and_gradients(name, dtype, method):
     """Against float64 on the CPU: errors of at most twice those of torch's own convolution, + 1e-5."""
@@ -260,6 +262,7 @@ def test_rates_are_measured():
 
 
 @on_gpu
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in SMALL if case.dimensions], ids=lambda case: case.name)
 def test_auto_chooses_and_computes(case):
     module = case.build(equiconv.nn).cuda()

@@ -27,8 +27,6 @@ from triton.compiler import ASTSource
 
 from equiconv import triton_kernels
 
-LAYERS = ("c8_16_k3", "c8_16_k5", "c4_k7", "d8_16_k5", "c16_32_k5", "so2_16_k5", "o2_16_k5", "so3_16_k3", "so3_16_k5",
-          "octahedral_8_k3")
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -94,7 +92,7 @@ def main():
     parser.add_argument("--archs", nargs="+", type=int, default=[80, 90])
     parser.add_argument("--dtypes", nargs="+", default=["fp32", "fp64", "bf16", "fp16"])
     parser.add_argument("--modules", nargs="+", default=modules())
-    parser.add_argument("--layers", nargs="+", default=LAYERS)
+    parser.add_argument("--layers", nargs="+", default=["c8_16_k3"])
     arguments = parser.parse_args()
     found = variants(arguments.modules, arguments.dtypes, tuple(arguments.layers))
     jobs = [(*variant, arch) for variant in found for arch in arguments.archs]

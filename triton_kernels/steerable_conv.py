@@ -199,6 +199,7 @@ def gather_kernel(from_ptr, to_ptr, index_ptr, values_ptr, templates_start, grou
     tl.store(to_ptr + to + group * tl.load(template + 3), to_nearest(sum, to_ptr.dtype.element_ty), mask=exists)
 
 
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 THREADS, PROGRAM_ELEMENTS = 128, 4096  # of a program; the latter in the interpreter, where programs are slow
 REGISTERS = 64                          # of a thread, for its sums
 
@@ -208,7 +209,8 @@ def config_of_part(part):
     elements = 4 if 4 * len(part.sums) <= REGISTERS else 2 if 2 * len(part.sums) <= REGISTERS else 1
     copies = min(64, triton.next_power_of_2(part.copies))
     total = PROGRAM_ELEMENTS if TRITON_INTERPRET else THREADS * elements
-    return {"ALIGNED": part.aligned, "BLOCK_PIXELS": max(1, total // copies), "BLOCK_COPIES": copies, "num_warps": 4}
+    return {"ALIGNED": part.aligned, "BLOCK_PIXELS": max(1, total // copies), "BLOCK_COPIES": copies,
+            **OPTIONS}
 
 
 def compiled_for(structure, part):
@@ -227,7 +229,7 @@ def config_of_change(change, low_precision):
     total = PROGRAM_ELEMENTS if TRITON_INTERPRET else 2048 if has_basis else 512
     rows = max(16 if has_basis else 1, total // size)
     return {"HAS_BASIS": has_basis, "PRECISION": "tf32" if low_precision else "ieee", "BLOCK_SIZE": size,
-            "BLOCK_PIXELS": max(1, rows // fields), "BLOCK_FIELDS": min(fields, rows), "num_warps": 4}
+            "BLOCK_PIXELS": max(1, rows // fields), "BLOCK_FIELDS": min(fields, rows), **OPTIONS}
 
 
 class _Call:
@@ -262,8 +264,7 @@ class _Call:
                 images, hat, hat if bias is None else bias, self.index, self.values, change.fields_start,
                 change.basis_start, change.fields, change.size, first, pixels, *grid, *size, *low, *insert, channels,
                 group * (channels // self.groups), TO_IRREPS=to_irreps, TRANSPOSED=transposed,
-                ADDS=change.adds and not to_irreps, HAS_BIAS=bias is not None and not change.adds,
-                enable_fp_fusion=True, **c)
+                ADDS=change.adds and not to_irreps, HAS_BIAS=bias is not None and not change.adds, **c)
 
     def source_hat(self, group):
         """x^ of one group: [batch, *grid, channels]."""
@@ -289,14 +290,13 @@ class _Call:
             first_pass_kernel[programs](
                 hat, z, self.index, self.values, s.coefficients_start, part.instances_start, first, pixels,
                 *self.target_size, prod(self.grid) * s.channels, *(t * n for t, n in zip(tap, self.step)),
-                *(t * d // part.aligned for t, d in zip(tap, self.dilation)), enable_fp_fusion=True,
-                **compiled_for(s, part), **c)
+                *(t * d // part.aligned for t, d in zip(tap, self.dilation)), **compiled_for(s, part), **c)
 
     def gather(self, gather, from_, to, group):
         block = 1024 if TRITON_INTERPRET else 256
         programs = gather.templates, triton.cdiv(gather.pairs, block)
         if prod(programs):
-            gather_kernel[programs](from_, to, self.index, self.values, gather.start, group, BLOCK=block, num_warps=4)
+            gather_kernel[programs](from_, to, self.index, self.values, gather.start, group, BLOCK=block, **OPTIONS)
 
     def packed(self, weights, group):
         """All W of one group."""
@@ -346,22 +346,22 @@ def _part_of(flat, start, *shape):
     return flat[start:start + prod(shape)].view(shape)
 
 
-def _as_tensor(images, source, target_size):
-    """Images [batch, outer, middle, inner, channels] as [batch, channels, *spatial], in the memory format of source."""
-    return like(images.view(images.shape[0], *target_size[1:], target_size[0]).movedim(-1, 1), source)
+def _as_tensor(images, target_size, format_of):
+    """Images [batch, outer, middle, inner, channels] as [batch, channels, *spatial], in another's memory format."""
+    return like(images.view(images.shape[0], *target_size[1:], target_size[0]).movedim(-1, 1), format_of)
 
 
 def steerable_conv(source, weights, bias, index, values, key, adjoint_index, adjoint_values, adjoint_key, kernel,
                    stride, padding, dilation, groups, up, target_size):
     call = _Call(source, index, values, key, kernel, stride, padding, dilation, groups, up, target_size)
-    return _as_tensor(call.run(weights, bias)[0], source, target_size)
+    return _as_tensor(call.run(weights, bias)[0], target_size, source)
 
 
 def steerable_conv_bwd(source, weights, companion, index, values, key, adjoint_index, adjoint_values, adjoint_key,
                        kernel, stride, padding, dilation, groups, up, target_size, wants_target, wants_weights):
     call = _Call(source, index, values, key, kernel, stride, padding, dilation, groups, up, target_size)
     target, grad_weights = call.run(weights, None, companion if wants_weights else None, wants_target)
-    return (_as_tensor(target, source, target_size) if wants_target else source.new_empty(0),
+    return (_as_tensor(target, target_size, companion) if wants_target else source.new_empty(0),
             grad_weights if wants_weights else weights.new_empty(0))
 
 
@@ -372,7 +372,7 @@ def ahead_of_time(structures):
         values = {**tables, "values_ptr": "*" + acc}
         for from_, to in ((acc, dtype), (acc, acc)):  # the weights to W; the gradient of all W to that of the weights
             yield gather_kernel, {**values, "from_ptr": "*" + from_, "to_ptr": "*" + to, **_integers(OF_GATHER)}, {
-                "BLOCK": 256, "num_warps": 4}
+                "BLOCK": 256, **OPTIONS}
         for s in structures:
             found = [(change, direction) for changes, directions in ((s.sources, (True,)), (s.targets, (True, False)))
                      for change in changes for direction in directions]

@@ -16,17 +16,17 @@ _GEOMETRY = "int[] kernel, int[] stride, int[] padding, int[] dilation, int grou
 _SIZES = 7  # arguments of _GEOMETRY
 
 
-def _empty_target(source, target_size):
-    return like(source.new_empty([source.shape[0], *target_size]), source)
+def _empty_target(source, target_size, format_of):
+    return like(source.new_empty([source.shape[0], *target_size]), format_of)
 
 
 def _fake(source, weights, bias, *rest):
-    return _empty_target(source, rest[-1])
+    return _empty_target(source, rest[-1], source)
 
 
 def _bwd_fake(source, weights, companion, *rest):
     *_, target_size, wants_target, wants_weights = rest
-    target = _empty_target(source, target_size) if wants_target else source.new_empty([0])
+    target = _empty_target(source, target_size, companion) if wants_target else source.new_empty([0])
     return target, weights.new_empty(weights.shape if wants_weights else [0])
 
 
