@@ -93,6 +93,8 @@ def _force(module, method, x, precision):
     """Sets the method of a convolution that has a choice. Raises Unavailable."""
     if not hasattr(module, "method"):
         raise Unavailable("it has no choice of a method")
+    if method == "two_pass" and x.device.type != "cuda":
+        raise Unavailable("on the CPU its kernels are interpreted")
     module.method = method if method != "dense" else "auto"
     with autocast(precision, x.device):
         problem = module.why_not_factorised(x)

@@ -9,7 +9,7 @@ from equiconv.layout import two_pass
 from equiconv.layout.two_pass import structure
 from equiconv.nn import costs
 from equiconv.ops.steerable_conv import _fwd
-from tests.cases import CASES, SMALL, irreps, regular, together, trivial
+from tests.cases import CASES, SMALL, regular, together, trivial
 from tests.steerable_calls import Call, errors, plan_between, results
 
 if not backends.HAS_TRITON:
@@ -20,10 +20,14 @@ pytestmark = [pytest.mark.triton, pytest.mark.skipif(
 
 EXACT, SINGLE = 1e-11, 1e-5  # relative errors, in float64 and in float32
 SPATIAL = [case for case in SMALL if case.dimensions]
-# each for a feature: mixed types, changes of basis that are not orthogonal, 3D, phases, groups, a pair without paths
-LAYERS = ("c4_mixed", "d4_quotient", "so3_irreps", "c4_transposed_stride2", "c4_groups2", "so2_empty_pairs")
+# each for a feature: sums of harmonics, 3D, a pair without paths; mixed types, changes of basis, groups
+LAYERS = ("c4_regular", "so3_irreps", "d1_regular", "so2_empty_pairs", "c4_mixed", "d4_quotient",
+          "c4_transposed_stride2", "c4_groups2")
+INTERPRETED = LAYERS[:4]  # the interpreter takes seconds for the others
 TOO_LARGE = ("ico_icosidodeca",)  # its harmonics have no parity along any axis
-_FIELDS = together(regular(1), irreps(1), trivial(2))
+_FIELDS = together(regular(1), trivial(2))
+each_layer = pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[pytest.mark.slow] * (name not in INTERPRETED)) for name in LAYERS])
 
 
 def triton(call):
@@ -54,11 +58,11 @@ def small(name):
 
 
 def plane(kernel_size, size=(5, 4), batch=1, **options):
-    return Call(plan_between("C4", _FIELDS, _FIELDS, kernel_size), (kernel_size,) * 2,
+    return Call(plan_between("D1", _FIELDS, _FIELDS, kernel_size), (kernel_size,) * 2,
                 {"padding": kernel_size // 2, **options}, batch, size)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@each_layer
 def test_equals_reference(name):
     assert_equals_reference(small(name))
 
@@ -78,7 +82,8 @@ def test_what_does_not_fit_says_so(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ["c4_regular", pytest.param("so3_irreps_k5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["d1_regular", *(pytest.param(n, marks=pytest.mark.slow) for n in (
+    "c4_regular", "so3_irreps_k5"))])
 def test_precision(name, dtype):
     """Errors of at most twice those of torch's convolution in that dtype, + 1e-5."""
     call = small(name)
@@ -106,7 +111,7 @@ def low_precision_dense(call, x, weights, bias):
 
 # ---- sizes, options ----
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 2)], ids=str)
 def test_sizes(size):
     assert_equals_reference(plane(3, size))
 
@@ -117,6 +122,14 @@ def test_sizes(size):
     dict(padding=2, padding_mode="circular")], ids=str)
 def test_options(options):
     assert_equals_reference(plane(3, **options))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_groups(transposed):
+    """Fields of p are those of one group, those of q of all of them: see layout.Geometry."""
+    few, many = regular(1), regular(2)
+    plan = plan_between("D1", many, few, 3) if transposed else plan_between("D1", few, many, 3)
+    assert_equals_reference(Call(plan, (3, 3), dict(padding=1, groups=2, transposed=transposed), 1, (4, 3)))
 
 
 @pytest.mark.slow
@@ -143,7 +156,7 @@ def test_empty_batch():
     assert not grad_weights.any() and not grad_bias.any()
 
 
-@pytest.mark.parametrize("name", ["c4_regular", "c4_transposed_stride2"])
+@pytest.mark.parametrize("name", ["d1_regular", pytest.param("c4_transposed_stride2", marks=pytest.mark.slow)])
 def test_the_batch_is_treated_in_slices(name, monkeypatch):
     """Slices that end in the middle of a row, and a last one that is shorter."""
     call = small(name).with_(batch=2)
@@ -163,7 +176,7 @@ def test_slices_take_bounded_memory():
 
 
 def test_memory_formats():
-    call = small("c4_regular").with_(batch=2)
+    call = small("trivial_group").with_(batch=2)
     x, weights, bias = tensors(call, torch.float32)
     want = results(on_device(triton(call)), (x, weights, bias))
     assert triton(call)(x, weights, bias).is_contiguous()
@@ -179,9 +192,9 @@ def test_memory_formats():
 
 # ---- derivatives, graphs ----
 
-@pytest.mark.parametrize("name", ["c4_no_bias_irrep", *(pytest.param(n, marks=pytest.mark.slow) for n in LAYERS)])
+@pytest.mark.parametrize("name", ["trivial_group", *(pytest.param(n, marks=pytest.mark.slow) for n in LAYERS)])
 def test_gradcheck(name):
-    call = small(name).with_(size=(3, 2)) if name == "c4_no_bias_irrep" else small(name)
+    call = small(name)
     inputs = [t if t is None else t.requires_grad_() for t in tensors(call)]
     assert torch.autograd.gradcheck(triton(call), inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(triton(call), inputs, fast_mode=True)
@@ -189,7 +202,7 @@ def test_gradcheck(name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 def test_opcheck(dtype):
-    call = small("c4_no_bias_irrep")
+    call = small("trivial_group")
     x, weights, bias = tensors(call, dtype)
     tables = [*call.plan.two_pass_tables(call.kernel, 1, False, False, DEVICE, torch.float32),
               *call.plan.two_pass_tables(call.kernel, 1, True, True, DEVICE, torch.float32)]
@@ -205,7 +218,7 @@ def test_opcheck(dtype):
 
 
 def test_compile():
-    call = small("c4_no_bias_irrep")
+    call = small("trivial_group")
     inputs = [t for t in tensors(call, torch.float32)]
     triton(call)(*inputs)  # makes the tables
 
@@ -218,7 +231,7 @@ def test_compile():
 
 
 def test_tables_of_another_process():
-    call = small("c4_no_bias_irrep")
+    call = small("trivial_group")
     tables = call.plan.two_pass_tables(call.kernel, 1, False, False, DEVICE, torch.float64)
     x, weights, bias = tensors(call)
     with pytest.raises(RuntimeError, match="were not made in this process: call the layer once"):
@@ -229,8 +242,8 @@ def test_tables_of_another_process():
 # ---- modules ----
 
 def test_module_in_two_passes():
-    module = CASES["c4_regular"].build(equiconv.nn).to(DEVICE)
-    x = CASES["c4_regular"].input(batch=1, size=(5, 4)).tensor.to(DEVICE)
+    module = CASES["d1_regular"].build(equiconv.nn).to(DEVICE)
+    x = CASES["d1_regular"].input(batch=1, size=(5, 4)).tensor.to(DEVICE)
     module.method = "dense"
     want = module(module.in_type(x)).tensor
     module.method = "two_pass"
@@ -241,7 +254,7 @@ def test_module_in_two_passes():
     assert y.dtype == torch.bfloat16 and max(errors([y.float()], [want.double()])) < 1e-2
     y.float().sum().backward()
     assert module.weights.grad.dtype == torch.float32 and module.bias.grad is not None
-    low = CASES["c4_regular"].build(equiconv.nn, recompute=True).to(DEVICE, torch.bfloat16)
+    low = CASES["d1_regular"].build(equiconv.nn, recompute=True).to(DEVICE, torch.bfloat16)
     low.method = "two_pass"
     y = low(low.in_type(x.bfloat16())).tensor
     assert y.dtype == torch.bfloat16 and max(errors([y.float()], [want.double()])) < 2e-2

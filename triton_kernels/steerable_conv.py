@@ -312,26 +312,33 @@ class _Call:
         images = None if companion is None else companion.movedim(1, -1).contiguous()
         if self.pixels == 0 and grad_weights is not None:
             grad_weights.zero_()
+        z, y = self.new(self.slice * s.z_size), self.new(self.slice * s.y_size)
         with torch.cuda.device_of(self.source):
             for group in range(self.groups if self.pixels else 0):
                 hat, packed = self.source_hat(group), self.packed(weights, group) if wants_target else None
                 grad_packed = None if companion is None else self.source.new_zeros(s.packed, dtype=self.values.dtype)
                 for first in range(0, self.pixels, self.slice):
-                    pixels = min(self.slice, self.pixels - first)
-                    z = self.new(pixels * s.z_size)
-                    self.first_pass(hat, z, first, pixels)
-                    y = self.new(pixels * s.y_size)
+                    here = first, min(self.slice, self.pixels - first), group
+                    self.first_pass(hat, z, *here[:2])
                     if companion is not None:
-                        self.target_hat(images, y, first, pixels, group, True)
-                        for z_of, y_of, w_of in self._products(z, y, grad_packed, pixels):
-                            w_of += torch.bmm(z_of.transpose(1, 2), y_of)
+                        self.add_gradient(grad_packed, images, z, y, here)
                     if wants_target:
-                        for z_of, y_of, w_of in self._products(z, y, packed, pixels):
-                            torch.bmm(z_of, w_of, out=y_of)
-                        self.target_hat(target, y, first, pixels, group, False, bias)
+                        self.mix(target, packed, bias, z, y, here)
                 if companion is not None:
                     self.gather(s.unpack, grad_packed, grad_weights, group)
         return target, grad_weights
+
+    def mix(self, target, packed, bias, z, y, here):
+        """The target of a slice, from its z: (first pixel, pixels, group)."""
+        for z_of, y_of, w_of in self._products(z, y, packed, here[1]):
+            torch.bmm(z_of, w_of, out=y_of)
+        self.target_hat(target, y, *here, False, bias)
+
+    def add_gradient(self, grad_packed, companion, z, y, here):
+        """Adds what a slice contributes to the gradient of all W."""
+        self.target_hat(companion, y, *here, True)
+        for z_of, y_of, w_of in self._products(z, y, grad_packed, here[1]):
+            w_of += torch.bmm(z_of.transpose(1, 2), y_of, out=self.new(*w_of.shape))  # without autocast, for the `out`
 
     def _products(self, z, y, packed, pixels):
         """(z, y^, W) of each shape of matrix products: [count, pixels * components, depth], ..."""
