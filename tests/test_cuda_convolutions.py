@@ -85,8 +85,9 @@ def test_the_dense_method_is_an_expansion_and_a_convolution(name):
 
 def test_the_filter_of_autocast_is_made_as_the_convolution_wants_it():
     module, x = build("c8_regular", "dense", "cpu", bias=False)
+    x = x.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16), Ops() as forward:
-        module(module.in_type(x.bfloat16()))
+        module(module.in_type(x))
     assert forward.names == ["expand_filter", "convolution"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         filter = module.expand_parameters(channels_last=True)[0]

@@ -6,7 +6,7 @@ from tests.triton_processes import compiles_without_spills
 
 # groups and kernel sizes of each kind
 LAYERS = ("c8_16_k3", "c8_16_k5", "c8_cnn_layer1", "d8_16_k5", "c16_32_k5", "so2_16_k5", "o2_16_k5", "so3_16_k3",
-          "so3_16_k5", "octahedral_8_k3", "octahedral_8_k5")
+          "so3_16_k5", "octahedral_8_k3", "octahedral_8_k5", "ico_regular")
 pytestmark = pytest.mark.skipif(not backends.HAS_TRITON, reason="needs triton")
 
 

@@ -229,7 +229,8 @@ def config_of_change(change, low_precision):
     total = PROGRAM_ELEMENTS if TRITON_INTERPRET else 2048 if has_basis else 512
     rows = max(16 if has_basis else 1, total // size)
     return {"HAS_BASIS": has_basis, "PRECISION": "tf32" if low_precision else "ieee", "BLOCK_SIZE": size,
-            "BLOCK_PIXELS": max(1, rows // fields), "BLOCK_FIELDS": min(fields, rows), **OPTIONS}
+            "BLOCK_PIXELS": max(1, rows // fields), "BLOCK_FIELDS": min(fields, rows), **OPTIONS,
+            "num_warps": 8 if size == 64 else 4}
 
 
 class _Call:

@@ -18,7 +18,7 @@ from .flat_table import PADDING, FlatTable
 MAX_SUMS = 96     # over the taps, that a program of pass 1 holds in registers
 MAX_TERMS = 192   # of z's that it is compiled for; one z alone may have more
 MAX_ALIGNED = 8   # copies that a thread treats together at most
-MAX_SIZE = 256    # components of a field whose basis is changed: as many fit into a product's tiles
+MAX_SIZE = 64     # components of a field whose basis is changed: that matrix lies in registers
 PLACE = ("before", "step", "at")
 FIELD = ("channel", *PLACE)                            # of a component of a field; before is ABSENT where it is zero
 ABSENT = -1
