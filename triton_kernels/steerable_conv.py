@@ -375,31 +375,33 @@ def steerable_conv_bwd(source, weights, companion, index, values, key, adjoint_i
 
 def ahead_of_time(structures):
     """What a GPU may ask for, of some layout.two_pass.Structures: (kernel, {argument: type}, configuration)."""
-    seen, tables = [], {"index_ptr": "*i32"}
+    seen = []
     for acc, dtype in (("fp32", "fp32"), ("fp32", "bf16"), ("fp32", "fp16"), ("fp64", "fp64")):
-        values = {**tables, "values_ptr": "*" + acc}
-        for from_, to in ((acc, dtype), (acc, acc)):  # the weights to W; the gradient of all W to that of the weights
-            yield gather_kernel, {**values, "from_ptr": "*" + from_, "to_ptr": "*" + to, **_integers(OF_GATHER)}, {
-                "BLOCK": 256, **OPTIONS}
+        tables = {"index_ptr": "*i32", "values_ptr": "*" + acc}
+        for to in (dtype, acc):  # the weights to W; the gradient of all W to that of the weights
+            pointers = {"from_ptr": "*" + acc, "to_ptr": "*" + to}
+            yield from _new(seen, gather_kernel, {**tables, **pointers, **_integers(OF_GATHER)},
+                            {"BLOCK": 256, **OPTIONS})
         for s in structures:
-            found = [(change, direction) for changes, directions in ((s.sources, (True,)), (s.targets, (True, False)))
-                     for change in changes for direction in directions]
-            for change, to_irreps in found:
-                c = {**config_of_change(change, dtype not in ("fp32", "fp64")), "TO_IRREPS": to_irreps,
-                     "TRANSPOSED": to_irreps, "ADDS": change.adds and not to_irreps, "HAS_BIAS": not to_irreps}
-                pointers = dict.fromkeys(("fields_ptr", "hat_ptr", "bias_ptr"), "*" + dtype)
-                yield from _new(seen, (change_basis_kernel, {**values, **pointers, **_integers(OF_CHANGE)}, c))
+            changes = [(change, True, False) for change in s.sources]
+            changes += [(change, to_irreps, to_irreps) for change in s.targets for to_irreps in (True, False)]
+            pointers = dict.fromkeys(("fields_ptr", "hat_ptr", "bias_ptr"), "*" + dtype)
+            for change, to_irreps, transposed in changes:
+                yield from _new(seen, change_basis_kernel, {**tables, **pointers, **_integers(OF_CHANGE)}, {
+                    **config_of_change(change, dtype in ("bf16", "fp16")), "TO_IRREPS": to_irreps,
+                    "TRANSPOSED": transposed, "ADDS": change.adds and not to_irreps,
+                    "HAS_BIAS": not to_irreps and not change.adds})
+            pointers = {"hat_ptr": "*" + dtype, "z_ptr": "*" + dtype}
             for part in s.parts:
-                c = {**config_of_part(part), **compiled_for(s, part)}
-                pointers = {"hat_ptr": "*" + dtype, "z_ptr": "*" + dtype}
-                yield from _new(seen, (first_pass_kernel, {**values, **pointers, **_integers(OF_FIRST_PASS)}, c))
+                yield from _new(seen, first_pass_kernel, {**tables, **pointers, **_integers(OF_FIRST_PASS)},
+                                {**config_of_part(part), **compiled_for(s, part)})
 
 
 def _integers(names):
     return dict.fromkeys(names, "i32")
 
 
-def _new(seen, variant):
+def _new(seen, *variant):
     if variant not in seen:
         seen.append(variant)
         yield variant
