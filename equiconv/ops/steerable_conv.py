@@ -51,7 +51,7 @@ def _backward(ctx, backend, grad):
     needs_source, needs_weights, needs_bias = ctx.needs_input_grad[:3]
     grad_source = grad_weights = grad_bias = None
     if needs_source or needs_weights:
-        grad_source, grad_weights = _bwd[backend](dense(grad, backend), weights, source, *ctx.call.adjoint,
+        grad_source, grad_weights = _bwd[backend](_readable(grad, backend), weights, source, *ctx.call.adjoint,
                                                   needs_source, needs_weights)
     if ctx.has_bias and needs_bias:
         grad_bias = grad.sum([0, *range(2, grad.dim())])
@@ -70,7 +70,7 @@ def _bwd_backward(ctx, backend, grad_target, grad_grad_weights):
     source, weights, companion = ctx.saved_tensors
     grad_source = grad_weights = grad_companion = None
     if ctx.wants_target:
-        grad_target = dense(grad_target, backend)
+        grad_target = _readable(grad_target, backend)
         grad_source = _fwd[backend](grad_target, weights, None, *ctx.call.adjoint)
         grad_weights = _bwd[backend](source, weights, grad_target, *ctx.call.same, False, True)[1]
     if ctx.wants_weights:
@@ -81,7 +81,7 @@ def _bwd_backward(ctx, backend, grad_target, grad_grad_weights):
     return grad_source, grad_weights, grad_companion, *[None] * (ctx.rest + 2)
 
 
-def dense(x, backend):
+def _readable(x, backend):
     """x as the kernels take it: those of one backend read contiguous tensors, those of the other any format."""
     return x.contiguous() if backend == "native" else x
 
@@ -158,7 +158,7 @@ def steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, paddin
     if chosen == "reference":
         return reference.steerable_conv(x, weights, bias, plan.factorised(geometry.kernel), geometry)
     target_size = [geometry.target_channels, *geometry.target_size]
-    return _fwd[chosen](dense(x, chosen), weights.contiguous(), bias,
+    return _fwd[chosen](_readable(x, chosen), weights.contiguous(), bias,
                         *_tables(chosen, plan, geometry, x.device, weights.dtype), list(geometry.kernel), list(stride),
                         list(padding), list(dilation), groups, transposed, target_size)
 
