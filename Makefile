@@ -1,5 +1,6 @@
 # make demo | test    sets up .venv, compiles the native parts and runs: no GPU, nvcc or Fortran compiler needed.
-# make gpu            on a machine with CUDA, with $(PYTHON) and what it has installed: no .venv, no network.
+# make gpu            on a machine with CUDA, with $(PYTHON) and what it has installed: no .venv, no network. In two
+#                     parts that may be run alone, each within 8 minutes: make gpu-test, make gpu-bench.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0# installed where neither .venv nor $(PYTHON) has a torch >= 2.10; CPU or CUDA is pip's choice
 DEMO ?=
@@ -10,7 +11,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip install -q --disable-pip-version-check
 BUILD := $(PY) setup.py -q build_ext --inplace
 
-.PHONY: demo test test-all build bench gpu gpu-steps lint sanitize clean
+.PHONY: demo test test-all build bench gpu gpu-test gpu-bench gpu-build lint sanitize clean
 demo: build
 	$(PY) -m equiconv demo $(DEMO)
 test: build
@@ -25,12 +26,16 @@ lint: .venv/ready
 	$(PY) -m ruff check --output-format concise .
 
 gpu:
-	timeout --foreground 590 $(MAKE) --no-print-directory gpu-steps
-gpu-steps:
+	$(MAKE) --no-print-directory gpu-test
+	$(MAKE) --no-print-directory gpu-bench
+gpu-test: gpu-build
+	timeout --foreground 480 $(PYTHON) -m pytest -q -m "(cuda or triton) and not slow"
+gpu-bench: gpu-build
+	timeout --foreground 400 $(PYTHON) -m benchmarks.run $(GPU_BENCH)
+	for layout in contiguous channels_last; do \
+	  timeout --foreground 90 $(PYTHON) -m benchmarks.run $(GPU_FIELDS_BENCH) --layout $$layout || exit; done
+gpu-build:
 	$(PYTHON) setup.py -q build_ext --inplace
-	$(PYTHON) -m pytest -q -m "(cuda or triton) and not slow"
-	$(PYTHON) -m benchmarks.run $(GPU_BENCH)
-	for layout in contiguous channels_last; do $(PYTHON) -m benchmarks.run $(GPU_FIELDS_BENCH) --layout $$layout || exit; done
 
 # The first of these that escnn's dependencies support.
 BASE = $(shell for p in $(PYTHON) python3.13 python3.12 python3.11 python3.10; do \

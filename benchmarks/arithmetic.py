@@ -23,14 +23,15 @@ def work_of(method, case, layer):
     torch       a dense convolution
     equiconv_dense       a sum over irrep blocks, then a dense convolution
     equiconv_factorised  harmonics of the input and mixing of irreps; backward those of the gradient, mixed twice
-    equiconv    the one or the other of these, whichever is less: what is known to be enough
+    equiconv_two_pass    the same, with all of z (and of what lies on either side of the products) written and read
+    equiconv    the least of these: what is known to be enough
     """
     if method == "equiconv":
         found = [work_of(m, case, layer) for m in ("equiconv_dense", "equiconv_factorised")
                  if m == "equiconv_dense" or hasattr(layer.module, "method")]
         return {mode: min((work[mode] for work in found), key=lambda work: work.flops) for mode in found[0]}
-    if method == "equiconv_factorised":
-        return _factorised(layer)
+    if method in ("equiconv_factorised", "equiconv_two_pass"):
+        return _factorised(layer, in_two_passes=method == "equiconv_two_pass")
     tensor = layer.x if case.is_transposed else layer.grad
     pixels = tensor.shape[0] * prod(tensor.shape[2:])  # places where the whole filter is applied
     filter = layer.filter_grad if layer.filter_grad is not None else layer.module.weight
@@ -47,7 +48,7 @@ def work_of(method, case, layer):
             "expand": expansion, "expand_training": expansion * 2}
 
 
-def _factorised(layer):
+def _factorised(layer, in_two_passes):
     from equiconv.nn.costs import factorised_work
     module, x, grad = layer.module, layer.x, layer.grad
     geometry, size = module.geometry(x.shape), layer.precision.activations.itemsize
@@ -57,9 +58,18 @@ def _factorised(layer):
     convolution = Work(2 * pixels * forward.multiplications, size * (x.numel() + grad.numel() + forward.packed))
     backward = Work(2 * pixels_back * (back.multiplications + back.mixing),
                     size * (2 * x.numel() + grad.numel() + 2 * back.packed))
+    if in_two_passes:  # x^, z and y^ go to memory and come back: z and y^ for each of the products
+        convolution += Work(0, 2 * size * (_hat(geometry, x.shape[0]) + pixels * (forward.z + forward.y)))
+        backward += Work(0, size * (2 * _hat(geometry.adjoint, x.shape[0]) + pixels_back * (3 * back.z + 4 * back.y)))
     expansion = _expansion_by_blocks(module.plan, layer)
     return {"forward": convolution, "training": convolution + backward, "inference": convolution, "expand": expansion,
             "expand_training": expansion * 2}
+
+
+def _hat(geometry, batch):
+    """Numbers of x^."""
+    from equiconv.layout.two_pass import grid_of
+    return batch * geometry.source_channels * prod(grid_of(geometry))
 
 
 def _expansion_by_blocks(plan, layer):

@@ -9,7 +9,8 @@ from escnn.nn import GeometricTensor
 from .precision import autocast
 
 LAYOUTS = ("contiguous", "channels_last")
-FORCED = {"equiconv_dense": "dense", "equiconv_factorised": "factorised"}  # a convolution's `method`; else its choice
+# A convolution's `method`; else its choice.
+FORCED = {"equiconv_dense": "dense", "equiconv_factorised": "factorised", "equiconv_two_pass": "two_pass"}
 METHODS = ("escnn", "escnn_compiled", "torch", "equiconv", *FORCED)
 PLAIN = {"R2Conv": torch.nn.Conv2d, "R3Conv": torch.nn.Conv3d, "R3IcoConv": torch.nn.Conv3d, "Linear": torch.nn.Linear,
          "R2ConvTransposed": torch.nn.ConvTranspose2d, "R3ConvTransposed": torch.nn.ConvTranspose3d,
@@ -92,6 +93,9 @@ def _force(module, method, x, precision):
     """Sets the method of a convolution that has a choice. Raises Unavailable."""
     if not hasattr(module, "method"):
         raise Unavailable("it has no choice of a method")
+    if method == "two_pass" and x.device.type != "cuda":
+        raise Unavailable("on the CPU its kernels are interpreted")
+    module.method = method if method != "dense" else "auto"
     with autocast(precision, x.device):
         problem = module.why_not_factorised(x)
     if problem is not None:

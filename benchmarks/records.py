@@ -13,8 +13,8 @@ class Row:
     op, mode    conv: forward, training, inference; expand_filter: expand, expand_training; construction: warm, ...;
                 network: training (a step of a whole network)
     method      escnn, escnn_compiled, torch (a plain layer or network of equal width), twin (a plain network of equal
-                parameters), equiconv, and equiconv by either method of its convolutions: equiconv_dense,
-                equiconv_factorised; of networks equiconv_convolutions, whose other layers are escnn's
+                parameters), equiconv, and equiconv by one method of its convolutions: equiconv_dense,
+                equiconv_factorised, equiconv_two_pass; of networks equiconv_convolutions: the others are escnn's
     layout      memory layout of the input: contiguous or channels_last
     batch, size of the input
     speedup     median over the rounds of escnn's time / this one's, with its p20 and p80
@@ -60,6 +60,11 @@ class Row:
     error: object = ""
     noisy: str = ""
     note: str = ""
+
+    @property
+    def of_bound(self):
+        """Share of the method's own bound that it reaches: floor_ms / median_ms; "" where either is missing."""
+        return self.floor_ms / self.median_ms if "" not in (self.floor_ms, self.median_ms) else ""
 
     @property
     def work(self):

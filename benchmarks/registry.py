@@ -20,6 +20,7 @@ class Preset:
     budget_s   seconds of sampling for each kind of work on each case
     compiled   names or globs of the cases where escnn is also timed under torch.compile (a compilation takes long)
     limit_s    after this long no further case is started
+    layout     memory layout of the input
     """
     cases: tuple
     dtypes: tuple = ("float32",)
@@ -27,6 +28,7 @@ class Preset:
     budget_s: float = 2.0
     compiled: tuple = ()
     limit_s: float = float("inf")
+    layout: str = "contiguous"
 
 
 PRESETS = {
@@ -36,7 +38,8 @@ PRESETS = {
                       compiled=("c8_16_k5", "so3_16_k3")),
     "gpu": Preset((*HEADLINE, "so3_16_k3", "c16_32_k5", "so2_16_k5", "c8_cnn_layer5", "e2sfcnn_c16_layer2",
                    "wrn28_10_d4", "wrn28_10_d8", "wrn10_4_d4", "se3_cnn_block2_stride2", "octahedral_8_k3"),
-                  dtypes=("bfloat16", "tf32", "float32"), budget_s=0.4, compiled=("c8_16_k5",), limit_s=220),
+                  dtypes=("bfloat16", "tf32", "float32"), budget_s=0.4, compiled=HEADLINE, limit_s=270,
+                  layout="channels_last"),
     "gpu-fields": Preset((), dtypes=("float32", "bfloat16"), ops=field_layers.OPS, budget_s=0.3, limit_s=50),
 }
 

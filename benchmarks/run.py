@@ -59,7 +59,8 @@ def run(
     dtype: Annotated[str, Option(help=f"{', '.join(PRECISIONS)}: one or several, separated by commas.")] = "",
     op: Annotated[str, Option(help=f"{', '.join(OPS)}: one or several, separated by commas.")] = "",
     preset: Annotated[str, Option(help=f"{', '.join(PRESETS)}.")] = "default",
-    layout: Annotated[str, Option(help=f"Memory layout of the input: {' or '.join(LAYOUTS)}.")] = "contiguous",
+    layout: Annotated[str, Option(
+        help=f"Memory layout of the input: {' or '.join(LAYOUTS)}. Default: the preset's.")] = "",
     compile: Annotated[bool | None, Option(
         "--compile/--no-compile", help="Time escnn under torch.compile too. Default: the preset's cases.")] = None,
     budget: Annotated[float, Option(help="Seconds of sampling for each kind of work. Default: the preset's.")] = 0.0,
@@ -70,7 +71,7 @@ def run(
         raise typer.BadParameter(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     chosen = PRESETS[preset]
     device = device or ("cuda" if torch.cuda.is_available() and preset != "quick" else "cpu")
-    ops, dtypes = _split(op) or chosen.ops, _split(dtype) or chosen.dtypes
+    ops, dtypes, layout = _split(op) or chosen.ops, _split(dtype) or chosen.dtypes, layout or chosen.layout
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise typer.BadParameter(f"device must be cpu, or cuda where there is one, got {device!r}")
     try:

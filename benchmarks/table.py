@@ -5,7 +5,8 @@ from rich.table import Table
 def table(title, rows):
     """A rich Table of the Rows of one case: methods that do the same work stand together."""
     result = Table(title=title, title_justify="left", title_style="bold")
-    for header in ("work", "method", "ms", "p20 - p80", "escnn / it", "floor ms", "GFLOP", "MB", "memory", "error", ""):
+    for header in ("work", "method", "ms", "p20 - p80", "escnn / it", "floor ms", "of bound", "GFLOP", "MB", "memory",
+                   "error", ""):
         result.add_column(header, justify="left" if header in ("work", "method", "") else "right")
     last = None
     for row in sorted(rows, key=lambda r: (r.op, r.mode)):
@@ -14,7 +15,7 @@ def table(title, rows):
         remark = "noisy: " + row.noisy if row.noisy else row.note
         result.add_row(row.mode if row.mode != last else "", row.method, number(row.median_ms),
                        f"{number(row.p20_ms)} - {number(row.p80_ms)}" if row.median_ms != "" else "",
-                       _ratio(row), number(row.floor_ms), number(row.gflop),
+                       _ratio(row), number(row.floor_ms), _of_bound(row), number(row.gflop),
                        number(row.mbytes), number(row.memory_mb), f"{row.error:.1e}" if row.error != "" else "", remark,
                        style="dim" if row.noisy else None)
         last = row.mode
@@ -23,6 +24,10 @@ def table(title, rows):
 
 def _ratio(row):
     return f"{row.speedup:.2f} ({row.speedup_p20:.2f} - {row.speedup_p80:.2f})" if row.speedup != "" else ""
+
+
+def _of_bound(row):
+    return "" if row.of_bound == "" else f"{row.of_bound:.0%}"
 
 
 def number(value):

@@ -44,7 +44,7 @@ def accelerate(model, *, method=None, fold=None, verbose=False):
     they are. A second call changes nothing.
 
     model    torch.nn.Module (an escnn module, or any module that contains some)
-    method   of all its convolutions: "auto", "factorised" or "dense" (see nn.planner); None: as they are, which is
+    method   of all its convolutions, one of nn.planner.METHODS ("auto", "dense", ...); None: as they are, which is
              "auto" for new ones
     fold     whether, in evaluation, a batch norm of fields becomes part of the filter and bias of the convolution
              directly before it in a SequentialModule or torch.nn.Sequential: one pass over the features less. Training,

@@ -1,12 +1,11 @@
 """autotune(): each convolution of a model takes the method that is faster on the input that it really gets."""
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn import Module
 
 from .calibration import run, time_of
-from .nn import costs
-from .nn.planner import Planned
+from .nn.planner import Planned, methods_on
 from .testing import evaluation
 
 BUDGET_S = 0.2  # of each measurement
@@ -14,15 +13,15 @@ BUDGET_S = 0.2  # of each measurement
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was found for one convolution: seconds of either method, of a training step or, in eval mode, of inference.
+    """What was found for one convolution.
 
-    reason  why nothing was measured, or ""
+    seconds  {method: of a training step or, in eval mode, of inference}
+    reason   why nothing was measured, or ""
     """
     name: str
     method: str
     input_shape: tuple = ()
-    factorised: float = float("nan")
-    dense: float = float("nan")
+    seconds: dict = field(default_factory=dict)
     reason: str = ""
 
 
@@ -36,11 +35,12 @@ class TuningReport(list):
 
 
 def _times(t):
-    return f"factorised {t.factorised * 1e3:.3g} ms, dense {t.dense * 1e3:.3g} ms for {list(t.input_shape)}"
+    times = ", ".join(f"{method} {seconds * 1e3:.3g} ms" for method, seconds in t.seconds.items())
+    return f"{times} for {list(t.input_shape)}"
 
 
 def autotune(model, example_input, *, budget_s=BUDGET_S):
-    """Measures both methods for every convolution of a model, and sets its `method` to the faster one.
+    """Measures the methods for every convolution of a model, and sets its `method` to the faster one.
 
     model          torch.nn.Module with convolutions of equiconv.nn (see accelerate), in the mode that matters: training
                    steps are measured of modules in training mode, inference of those in eval mode
@@ -87,11 +87,11 @@ def _tune(name, module, x, budget_s):
     before, seconds = module.method, {}
     x.requires_grad_(module.training)
     try:
-        for method in costs.METHODS:
+        for method in methods_on(x.device.type):
             module.method = method
-            seconds[method] = time_of(lambda: run(module, x, module.training), budget_s)
+            seconds[method] = time_of(lambda: run(module, x, module.training), budget_s, x.device)
     except BaseException:
         module.method = before
         raise
     module.method = min(seconds, key=seconds.get)
-    return Tuned(name, module.method, tuple(x.shape), **seconds)
+    return Tuned(name, module.method, tuple(x.shape), seconds)

@@ -1,4 +1,7 @@
-"""The constants of nn.costs for this machine: layers timed by both methods, and the costs that explain the times."""
+"""The constants of nn.costs for this machine: layers timed by both methods, and the costs that explain the times.
+
+And those of nn.cuda_costs for a GPU: what it reaches on large copies, matrix products and convolutions.
+"""
 import time
 from functools import partial
 from itertools import product
@@ -9,10 +12,11 @@ from escnn import gspaces
 from scipy.optimize import nnls
 
 from . import nn
-from .nn import costs
+from .nn import costs, cuda_costs
 
 BUDGET_S = 0.04  # of each measurement
 ROUNDS = 3       # at least
+RATES_BUDGET_S = 0.02
 
 
 def _plane(order, fields_in, fields_out, kernel_size, batch, size):
@@ -66,6 +70,34 @@ def measure():
     return costs.Costs({method: _fit(*map(np.array, found)) for method, found in rows.items()})
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
+def measure_rates(device):
+    """nn.cuda_costs.Rates of a CUDA device; takes about a second."""
+    def time(function):
+        return time_of(function, RATES_BUDGET_S, device)
+
+    empty, source = torch.empty(1, device=device), torch.empty(1 << 28, dtype=torch.uint8, device=device)
+    target, products, convolutions = torch.empty_like(source), {}, {}
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    try:
+        for name in cuda_costs.PRECISIONS:
+            matmul.allow_tf32 = cudnn.allow_tf32 = name == "tf32"
+            dtype = torch.float32 if name == "tf32" else getattr(torch, name)
+            a = torch.randn(4096, 4096, device=device, dtype=dtype)
+            products[name] = len(a)**3 / time(lambda: torch.mm(a, a))  # noqa: B023
+            x = torch.randn(16, 256, 64, 64, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+            filter = torch.randn(256, 256, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+            seconds = time(lambda: torch.conv2d(x, filter, padding=1))  # noqa: B023
+            convolutions[name] = x.numel() * filter[0].numel() / seconds
+        calls = 100
+        call = time(lambda: [empty.zero_() for _ in range(calls)]) / calls
+        return cuda_costs.Rates(2 * source.nbytes / time(lambda: target.copy_(source)), products, convolutions, call)
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
 def run(module, x, backward):
     """A forward pass of a module, and a backward pass to the input (if it wants a gradient) and the weights."""
     with torch.set_grad_enabled(backward):
@@ -74,13 +106,16 @@ def run(module, x, backward):
             torch.autograd.grad(y, [t for t in (x, *module.parameters()) if t.requires_grad], torch.ones_like(y))
 
 
-def time_of(function, budget_s=BUDGET_S):
-    """Seconds of a call: the least of several, which other processes disturb least."""
+def time_of(function, budget_s=BUDGET_S, device=None):
+    """Seconds of a call: the least of several, which other processes disturb least. A GPU is waited for."""
+    wait = partial(torch.cuda.synchronize, device) if device is not None and device.type == "cuda" else lambda: None
     function()
+    wait()
     times, end = [], time.perf_counter() + budget_s
     while len(times) < ROUNDS or time.perf_counter() < end:
         start = time.perf_counter()
         function()
+        wait()
         times.append(time.perf_counter() - start)
     return min(times)
 

@@ -55,15 +55,26 @@ def info():
 @app.command()
 def calibrate():
     """Measures the costs by which a convolution chooses its method, and keeps them in EQUICONV_CACHE."""
+    import torch
+
     from . import backends, calibration
     from .experiments.report import table
-    from .nn import costs
-    found = calibration.measure()
+    from .nn import costs, cuda_costs
+    found, rates = calibration.measure(), None
     rows = [(method, amount, f"{seconds:.3g}") for method, names in costs.AMOUNTS.items()
             for amount, seconds in zip(names, found.seconds[method], strict=True)]
     Console().print(table("costs", ("method", "amount", "seconds for one, on one thread"), rows))
+    if torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+        rates = calibration.measure_rates(device)
+        rows = [("copied bytes", "", f"{rates.bytes:.3g}"), ("launches", "", f"{1 / rates.call:.3g}")]
+        rows += [(f"multiplications of {kind}", name, f"{rate:.3g}")
+                 for kind in ("products", "convolutions") for name, rate in getattr(rates, kind).items()]
+        Console().print(table("rates of the GPU", ("amount", "precision", "in a second"), rows))
     if backends.CACHE_FOLDER:
         costs.keep(found)
+        if rates is not None:
+            cuda_costs.keep(rates, device)
         typer.echo(f"kept in {backends.CACHE_FOLDER}")
     else:
         typer.echo("not kept: set EQUICONV_CACHE to a folder")

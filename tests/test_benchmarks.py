@@ -279,11 +279,18 @@ def test_work_of_a_known_layer():
     pixels = case.cpu_batch * 32 * 32
     escnn_layer = layers.build(case, "escnn", "cpu", FLOAT32)
     dense = arithmetic.work_of("torch", case, layers.build(case, "torch", "cpu", FLOAT32, like=escnn_layer))
-    ours = arithmetic.work_of("equiconv", case, layers.build(case, "equiconv", "cpu", FLOAT32, like=escnn_layer))
+    layer = layers.build(case, "equiconv", "cpu", FLOAT32, like=escnn_layer)
+    ours, one, two = (arithmetic.work_of(m, case, layer)
+                      for m in ("equiconv", "equiconv_factorised", "equiconv_two_pass"))
     assert dense["inference"].flops == 2 * pixels * 128 * 128 * 9
     factorised = 21504 + 128 * 17 + 768 + 32 * 8 * 8  # mixing, harmonics, sums, changes of basis of 16 fields each
     assert ours["inference"].flops == 2 * pixels * factorised
     assert ours["training"].flops == 2 * pixels * (3 * factorised - (factorised - 21504))  # one z for both gradients
+    assert all(two[mode].flops == one[mode].flops for mode in one)
+    hat = case.cpu_batch * 34 * 34 * 128  # x^ with its padding; for each pixel 768 z's and 128 numbers of y^
+    assert two["forward"].bytes - one["forward"].bytes == 4 * 2 * (hat + pixels * (768 + 128))
+    more = 4 * 2 * hat + 4 * pixels * (3 * 768 + 4 * 128)  # z is read by both products, and g^ is made as y^ is
+    assert two["training"].bytes - one["training"].bytes == two["forward"].bytes - one["forward"].bytes + more
     assert dense["training"].flops == 3 * dense["inference"].flops
     assert arithmetic.work_of("escnn", case, escnn_layer)["forward"].flops > dense["forward"].flops
 
@@ -377,6 +384,11 @@ def test_report_without_markers(results):
     result = invoke(report.app, "--results", results, "--readme", readme)
     assert result.exit_code == 1 and "benchmarks:begin" in result.output and readme.read_text() == "no markers\n"
     assert invoke(report.app, "--results", results / "empty", "--readme", readme).exit_code == 1
+
+
+def test_share_of_the_bound():
+    assert records.Row(floor_ms=1.0, median_ms=4.0).of_bound == 0.25
+    assert records.Row(floor_ms="", median_ms=4.0).of_bound == records.Row(floor_ms=1.0).of_bound == ""
 
 
 @pytest.mark.cuda

@@ -1,9 +1,4 @@
 """The Triton kernels of expand_filter in each of their configurations: interpreted, and compiled ahead of time."""
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from escnn import gspaces, nn
@@ -11,6 +6,7 @@ from escnn import gspaces, nn
 from equiconv import backends
 from equiconv.layout import plan_of
 from equiconv.reference import expand_filter as reference
+from tests.triton_processes import compiles_without_spills
 
 if not backends.HAS_TRITON:
     pytest.skip("needs triton", allow_module_level=True)
@@ -54,7 +50,4 @@ def test_configurations(monkeypatch, config, dtype, programs, splits):
     pytest.param([], id="all", marks=pytest.mark.slow),
 ])
 def test_ahead_of_time(arguments):
-    """In a process of its own: under TRITON_INTERPRET=1 there is nothing to compile."""
-    done = subprocess.run([sys.executable, "-m", "tests.triton_aot", *arguments], cwd=Path(__file__).parent.parent,
-                          env={**os.environ, "TRITON_INTERPRET": "0"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    compiles_without_spills("--modules", "expand_filter", *arguments)

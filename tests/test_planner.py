@@ -2,6 +2,7 @@
 import copy
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import escnn.nn
@@ -15,7 +16,7 @@ import equiconv.nn
 from equiconv import autotuning, backends, calibration
 from equiconv.basis import cache
 from equiconv.layout import conv_tables, work
-from equiconv.nn import costs
+from equiconv.nn import costs, cuda_costs, planner
 from equiconv.nn.costs import Costs
 from equiconv.nn.planner import PlanReport
 from tests import networks
@@ -127,6 +128,75 @@ def test_choices_by_the_built_in_costs(name, training, inference, monkeypatch):
     for mode, method in ((True, training), (False, inference)):
         report = module.train(mode).plan_report((case.cpu_batch, case.in_type.size, *case.size))
         assert method is None or report.method == method
+
+
+@pytest.fixture
+def switches():
+    """TF32 where torch computes in float32: set(allowed)."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    def set_(convolutions, products):
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
+
+    yield set_
+    set_(*before)
+
+
+@pytest.mark.parametrize("name,choices", [  # in bfloat16, TF32 and float32
+    ("c8_16_k3", ("dense", "dense", "two_pass")), ("c8_16_k5", ("dense", "dense", "two_pass")),
+    ("c16_32_k5", ("two_pass",) * 3), ("so3_16_k5", ("two_pass",) * 3), ("wrn28_10_d8", ("two_pass",) * 3),
+    ("c8_cnn_layer1", ("dense",) * 3), ("e2sfcnn_c16_layer2", ("two_pass",) * 3)])
+def test_choices_on_a_gpu_by_the_built_in_rates(name, choices, switches):
+    """Two passes win in float32, and where layers are wide: what they move grows less than a convolution's work."""
+    case = CASES[name]
+    module = case.build(equiconv.nn)
+    geometry = module.geometry((case.batch, module.in_type.size, *case.size))
+    for dtype, tf32, choice in zip((torch.bfloat16, torch.float32, torch.float32), (False, True, False), choices):
+        switches(tf32, tf32)
+        found = planner.cuda_costs_of(module.plan, geometry, case.batch, True, torch.device("cpu"), dtype)
+        assert min(found, key=found.get) == choice, (dtype, found)
+
+
+def test_estimates_on_a_gpu(switches):
+    switches(False, False)
+    case = CASES["c8_16_k5"]
+    module = case.build(equiconv.nn)
+
+    def found(method, batch=64, dtype=torch.float32, backward=False, rates=cuda_costs.BUILT_IN):
+        geometry = module.geometry((batch, 128, 32, 32))
+        return cuda_costs.estimate(method, module.plan, geometry, batch, dtype, backward, rates)
+
+    for method in cuda_costs.METHODS:
+        assert found(method).seconds < found(method, backward=True).seconds < 4 * found(method).seconds
+        assert found(method, dtype=torch.bfloat16).seconds < found(method).seconds
+        slow = replace(cuda_costs.BUILT_IN, call=1.0)
+        assert 1 < found(method, rates=slow).seconds / (2 if method == "dense" else 4) < 10
+    pixels = 64 * 32 * 32  # 1408 z's and 128 of y^ for each, in slices; and x^
+    assert found("two_pass").scratch <= 4 * (128 * 64 * 36 * 36 + (1 << 26) * 1.1 + 1536)
+    assert found("two_pass", batch=1).scratch == 4 * (128 * 36 * 36 + 32 * 32 * (1408 + 128)) < 4 * pixels * 1408
+    assert found("dense").scratch == 4 * 128 * 128 * 25
+    switches(True, False)
+    assert cuda_costs.precision(torch.float32, "convolutions") == "tf32"
+    assert cuda_costs.precision(torch.float32, "products") == "float32"
+    assert cuda_costs.precision(torch.bfloat16, "convolutions") == "bfloat16"
+
+
+def test_rates_are_kept_as_they_are():
+    kept = cuda_costs._from_array(cuda_costs._to_array(cuda_costs.BUILT_IN))
+    assert kept == cuda_costs.BUILT_IN and cuda_costs.current(torch.device("cpu")) is cuda_costs.BUILT_IN
+
+
+def test_two_passes_without_a_gpu(layer, x, monkeypatch):
+    monkeypatch.setattr(backends, "TRITON_INTERPRET", False)
+    layer.method = "two_pass"
+    with pytest.raises(ValueError, match="method 'two_pass' cannot be used here: no kernels on 'cpu': it runs on CUDA"):
+        layer(layer.in_type(x))
+    report = layer.plan_report()
+    assert report.method == "dense" and "'two_pass' cannot be used: no kernels on 'cpu'" in report.reason
+    large = CASES["ico_icosidodeca"].build(equiconv.nn)
+    monkeypatch.setattr(backends, "why_not", lambda *_: None)
+    large.method = "two_pass"
+    assert large.plan_report().method == "dense" and "sums over the taps are supported" in large.plan_report().reason
 
 
 def test_plan_report(layer, x):
@@ -376,9 +446,10 @@ def test_autotune_takes_the_faster_method(monkeypatch, train):
     state = {key: value.clone() for key, value in model.state_dict().items()}
     measured = []
 
-    def time_of(function, budget_s):
+    def time_of(function, budget_s, device):
         function()
         measured.append(budget_s)
+        assert device.type == "cpu"
         return 1.0 if len(measured) % 3 else 2.0
 
     monkeypatch.setattr(autotuning, "time_of", time_of)
@@ -387,7 +458,7 @@ def test_autotune_takes_the_faster_method(monkeypatch, train):
     assert [t.name for t in report] == list(convolutions) and len(measured) == 2 * len(report)
     for tuned in report:
         assert tuned.method == convolutions[tuned.name].method
-        assert tuned.method == ("factorised" if tuned.factorised <= tuned.dense else "dense")
+        assert tuned.method == min(tuned.seconds, key=tuned.seconds.get) and set(tuned.seconds) == set(costs.METHODS)
         assert tuned.input_shape[0] == 3 and tuned.name in str(report)
     assert {t.method for t in report} == {"factorised", "dense"}
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())

@@ -15,6 +15,7 @@ CPU_OPS = ("steerable_conv", "steerable_conv_bwd", "field_norm", "field_norm_bwd
            "field_norm_inner", "field_norm_inner_bwd",
            "fourier_act", "fourier_act_bwd", "field_gate", "field_gate_bwd", "field_pool",
            "field_pool_bwd")
+TRITON_OPS = ("steerable_conv_two_pass", "steerable_conv_two_pass_bwd")
 
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 
@@ -49,6 +50,13 @@ def test_every_schema_of_the_cpu_has_an_implementation(op):
     assert not has_kernel(f"equiconv::{op}", "CUDA") and has_kernel(f"equiconv::{op}", "Autograd")
     if op.startswith(("field", "fourier")):
         assert has_kernel(f"equiconv::{op}.triton", "CUDA") and has_kernel(f"equiconv::{op}.triton", "Autograd")
+
+
+@pytest.mark.parametrize("op", TRITON_OPS)
+def test_ops_of_triton_alone(op):
+    for key in ("CUDA", "Autograd"):
+        assert has_kernel(f"equiconv::{op}.triton", key)
+    assert f"equiconv::{op}" not in torch._C._dispatch_get_all_op_names()
 
 
 def test_cuda_glue_takes_the_schemas_arguments():

@@ -452,11 +452,11 @@ def test_multiplicities(kind, count):
 @pytest.mark.parametrize("change,match", [
     (dict(x=lambda x: x[0]), "x must have 4 dimensions, got shape"),
     (dict(x=lambda x: x[:, 1:]), r"x must have \d+ channels, got \d+"),
-    (dict(x=lambda x: x.float()), "both be float32 or float64, got torch.float32 and torch.float64"),
+    (dict(x=lambda x: x.float()), "x must be float32 or float64, and weights the same .* got torch.float32 and"),
     (dict(x=lambda x: x[..., :1, :1], padding=0), "too small for the kernel"),
     (dict(weights=lambda w: w[1:]), r"weights must have shape \(\d+,\), got"),
     (dict(weights=lambda w: w[None]), r"weights must have shape \(\d+,\), got"),
-    (dict(weights=lambda w: w.half(), x=lambda x: x.half()), "both be float32 or float64, got torch.float16"),
+    (dict(weights=lambda w: w.half(), x=lambda x: x.half()), "x must be float32 or float64, .* got torch.float16"),
     (dict(bias=lambda b: b[1:]), r"bias must have shape \(\d+,\) and dtype torch.float64, got"),
     (dict(bias=lambda b: b.float()), "bias must have shape .* torch.float32"),
     (dict(kernel=(5, 5)), r"kernel_size \(5, 5\) has 25 taps, the plan 9"),
@@ -468,7 +468,7 @@ def test_multiplicities(kind, count):
     (dict(groups=3), "groups must divide the fields of one side of the plan .* got 3"),
     (dict(padding_mode="reflect", transposed=True), "pads with zeros, got padding_mode 'reflect'"),
     (dict(backend="tpu"), "backend 'tpu'"),
-    (dict(backend="triton"), "this op lacks it"),
+    (dict(backend="triton", x=lambda x: x.to("meta")), "backend 'triton' on 'meta'"),
     (dict(x=lambda x: x.to("meta"), backend="native"), "without code for 'meta'"),
 ])
 def test_bad_arguments(change, match):

@@ -1,10 +1,10 @@
 """Compiles every Triton kernel ahead of time, in every configuration: needs no GPU.
 
-    python -m tests.triton_aot [--archs 80 90] [--dtypes fp32 fp64 ...] [--modules expand_filter ...]
+    python -m tests.triton_aot [--archs 80 90] [--dtypes fp32 fp64 ...] [--modules expand_filter ...] [--layers ...]
 
 Prints registers, spills and shared memory of each, and fails on any spill. A module of equiconv.triton_kernels names
-its kernels in ahead_of_time(), which yields (kernel, {argument: type}, configuration). "i32:16" is the type of an
-integer that 16 divides.
+its kernels in ahead_of_time(), which yields (kernel, {argument: type}, configuration); that of steerable_conv, of the
+structures of some layers of tests.cases. "i32:16" is the type of an integer that 16 divides.
 """
 import argparse
 import os
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,22 +30,43 @@ from equiconv import triton_kernels
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
-MODULES = sorted(m.name for m in pkgutil.iter_modules(triton_kernels.__path__))
+def modules():
+    return sorted(m.name for m in pkgutil.iter_modules(triton_kernels.__path__))
 
 
-def variants(modules, dtypes):
-    """(module, place among what it yields) of all that is to be compiled."""
-    for module in modules:
-        yielded = getattr(import_module(f"equiconv.triton_kernels.{module}"), "ahead_of_time", tuple)()
-        for i, (_, types, _) in enumerate(yielded):
+@cache
+def ahead_of_time(module, layers):
+    """List of what the module's ahead_of_time() yields."""
+    yields = getattr(import_module(f"equiconv.triton_kernels.{module}"), "ahead_of_time", tuple)
+    return list(yields(structures(layers)) if module == "steerable_conv" else yields())
+
+
+def structures(layers):
+    """layout.two_pass.Structures of the layers of these names, and of their adjoints."""
+    import equiconv.nn
+    from equiconv.layout.two_pass import structure, two_pass_tables
+    from tests.cases import CASES
+    found = []
+    for name in layers:
+        layer = CASES[name].build(equiconv.nn)
+        for adjoint in (False, True):
+            plan = layer.plan.factorised(layer.kernel, adjoint)
+            found.append(structure(two_pass_tables(plan, layer.kernel, 1, adjoint)[0]))
+    return found
+
+
+def variants(names, dtypes, layers):
+    """(module, layers, place among what it yields) of all that is to be compiled."""
+    for module in names:
+        for i, (_, types, _) in enumerate(ahead_of_time(module, layers)):
             used = {t[1:] for t in types.values() if t.startswith("*") and t[1:] not in ("i32", "i64")}
             if used <= set(dtypes):
-                yield module, i
+                yield module, layers, i
 
 
-def compile_variant(module, i, arch):
+def compile_variant(module, layers, i, arch):
     """(description, whether it spills)"""
-    kernel, types, config = list(import_module(f"equiconv.triton_kernels.{module}").ahead_of_time())[i]
+    kernel, types, config = ahead_of_time(module, layers)[i]
     names = kernel.arg_names
     constants = {name: config[name] for name in names if name in config}
     signature = {name: types.get(name, "constexpr").removesuffix(":16") for name in names}
@@ -60,7 +82,8 @@ def compile_variant(module, i, arch):
         used = subprocess.run([CUOBJDUMP, "-res-usage", cubin], capture_output=True, text=True, check=True)
     registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", used.stdout + used.stderr).groups()
     pointers = " ".join(t for t in signature.values() if t.startswith("*") and t not in ("*i32", "*i64"))
-    text = (f"sm_{arch} {kernel.__name__} ({pointers}) {config}: {registers} registers, {stack} + {local} bytes "
+    small = {name: value for name, value in config.items() if name not in ("FOLDED", "SUMS", "ROWS")}
+    text = (f"sm_{arch} {kernel.__name__} ({pointers}) {small}: {registers} registers, {stack} + {local} bytes "
             f"spilled, {compiled.metadata.shared} bytes shared")
     return text, stack != "0" or local != "0"
 
@@ -69,10 +92,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", nargs="+", type=int, default=[80, 90])
     parser.add_argument("--dtypes", nargs="+", default=["fp32", "fp64", "bf16", "fp16"])
-    parser.add_argument("--modules", nargs="+", choices=MODULES, default=MODULES)
+    parser.add_argument("--modules", nargs="+", choices=modules(), default=modules())
+    parser.add_argument("--layers", nargs="+", default=["c8_16_k3"])
     arguments = parser.parse_args()
-    jobs = [(*variant, arch) for variant in variants(arguments.modules, arguments.dtypes)
-            for arch in arguments.archs]
+    found = variants(arguments.modules, arguments.dtypes, tuple(arguments.layers))
+    jobs = [(*variant, arch) for variant in found for arch in arguments.archs]
     failures = 0
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for text, spills in pool.map(compile_variant, *zip(*jobs)):

@@ -143,16 +143,21 @@ def _target(target, plan, index, values, groups):
 
 
 def _block(block, plan, index, values, groups, up):
-    to_out, to_in = block.in_fields * block.paths, block.paths  # the next field, in w [out_fields, in_fields, paths]
-    group_of_out = up == plan.adjoint  # which side has the fields of all groups
-    fields, step = (block.out_fields, to_out) if group_of_out else (block.in_fields, to_in)
+    to_source, to_target, to_group = weight_strides(block, plan.adjoint, groups, up)
     return _record(
         BLOCK, source=plan.sources.index(block.source), target=plan.targets.index(block.target),
         weights_start=block.weights_start, paths=block.paths,
-        stride_source=to_out if plan.adjoint else to_in, stride_target=to_in if plan.adjoint else to_out,
-        stride_group=fields // groups * step, entries=len(block.entries),
+        stride_source=to_source, stride_target=to_target, stride_group=to_group, entries=len(block.entries),
         entries_start=index.add([entry[:4] for entry in block.entries]),
         scales_start=values.add([entry[4] for entry in block.entries]))
+
+
+def weight_strides(block, adjoint, groups, up):
+    """Steps in w [out_fields, in_fields, paths] to the next field of the source, of the target, to the next group."""
+    to_out, to_in = block.in_fields * block.paths, block.paths
+    group_of_out = up == adjoint  # which side has the fields of all groups
+    fields, step = (block.out_fields, to_out) if group_of_out else (block.in_fields, to_in)
+    return (to_out, to_in, fields // groups * step) if adjoint else (to_in, to_out, fields // groups * step)
 
 
 def folded_phases(harmonics, kernel, stride, dilation, up):

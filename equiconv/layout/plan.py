@@ -13,6 +13,8 @@ from .flat_table import PADDING, FlatTable
 from .folding import point_symmetrise
 from .paths import find_paths
 from .representations import FieldsOf, group_fields
+from .two_pass import too_large as too_large_for_two_passes
+from .two_pass import two_pass_tables
 from .work import work_of
 
 # One row of `pairs`, for one (input, output) pair of representations; ExpandFilterPair in csrc/expand_filter.h is the
@@ -104,12 +106,28 @@ class FilterPlan:
             self._placed[key] = index.to(device), values.to(device, dtype)
         return self._placed[key]
 
-    def too_large_to_factorise(self, kernel):
+    def two_pass_tables(self, kernel, groups, up, adjoint, device, dtype):
+        """(index int32, values of dtype) on that device, and the key of their Structure: see layout.two_pass."""
+        placed = ("two passes", kernel, groups, up, adjoint, device, dtype)
+        if placed not in self._placed:
+            problem = self.too_large_to_factorise(kernel, in_two_passes=True)
+            if problem is not None:
+                raise ValueError(f"this layer cannot be computed in two passes: {problem}")
+            made = ("two passes", kernel, groups, up, adjoint)
+            if made not in self._factorised:
+                self._factorised[made] = two_pass_tables(self.factorised(kernel, adjoint), kernel, groups, up)
+            key, index, values = self._factorised[made]
+            self._placed[placed] = index.to(device), values.to(device, dtype), key
+        return self._placed[placed]
+
+    def too_large_to_factorise(self, kernel, in_two_passes=False):
         """Why the kernels cannot compute this layer in factorised form, or None."""
-        if ("too large", kernel) not in self._factorised:
-            reasons = (too_large(self.factorised(kernel, adjoint)) for adjoint in (False, True))
-            self._factorised["too large", kernel] = next((r for r in reasons if r is not None), None)
-        return self._factorised["too large", kernel]
+        key = ("too large", kernel, in_two_passes)
+        if key not in self._factorised:
+            plans = (self.factorised(kernel, adjoint) for adjoint in (False, True))
+            reasons = (too_large_for_two_passes(p, kernel) if in_two_passes else too_large(p) for p in plans)
+            self._factorised[key] = next((r for r in reasons if r is not None), None)
+        return self._factorised[key]
 
     def work(self, kernel, stride, dilation, groups, up, adjoint):
         """layout.work.Work of the stages, from the input to the output or, in the adjoint, the other way."""

@@ -17,6 +17,7 @@ class Work:
     mixing      the matrix products
     packed      elements of the matrices W
     entries     of the blocks, that are added up in them
+    z, y        numbers of z and of y^
     """
     harmonics: float
     combining: float
@@ -24,6 +25,8 @@ class Work:
     mixing: float
     packed: int
     entries: int
+    z: int
+    y: int
 
     @property
     def multiplications(self):
@@ -43,12 +46,14 @@ def work_of(plan, kernel, stride, dilation, groups, up):
                     for fields, source in sources)
     transforms = sum(fields * side.transform.size for fields, side in (*sources, *targets)
                      if not np.array_equal(side.transform, np.eye(len(side.transform))))
-    packed = [sum(n * s.depth.get(g, 0) for n, s in sources) * sum(n * t.height.get(g, 0) for n, t in targets)
-              for g in range(len(plan.components))]
-    mixing = sum(size * elements for size, elements in zip(plan.components, packed, strict=True))
+    shapes = [(size, sum(n * s.depth.get(g, 0) for n, s in sources), sum(n * t.height.get(g, 0) for n, t in targets))
+              for g, size in enumerate(plan.components)]
+    mixing = sum(size * depth * height for size, depth, height in shapes)
     entries = sum(len(block.entries) * block.out_fields * block.in_fields for block in plan.blocks)
     return Work(groups * harmonics, groups * combining, groups * transforms, groups * mixing,
-                groups * sum(packed), entries)
+                groups * sum(depth * height for _, depth, height in shapes), entries,
+                groups * sum(size * depth for size, depth, _ in shapes),
+                groups * sum(size * height for size, _, height in shapes))
 
 
 def dense_work(plan, stride, up):

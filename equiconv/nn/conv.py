@@ -4,12 +4,13 @@ import torch.nn.functional as F
 from escnn.nn import GeometricTensor
 from torch import nn
 
+from ..formats import LOW_PRECISION
 from ..library import autocast_dtype
 from ..ops import steerable_conv
 from .checks import check_dtype, check_input, checked_init
 from .construction import IcosahedralOrbits, SteerableShells
 from .expanded import Expanded
-from .planner import Planned
+from .planner import BACKENDS, Planned
 from .tensors import is_channels_last, like
 
 
@@ -27,8 +28,9 @@ class _Conv(SteerableShells, Planned, Expanded):
         """
         check_input(self, input)
         x = input.tensor
-        compute = self._factorised if self.method_for(x) == "factorised" else self._dense
-        y = like(compute(x, norm), x)  # torch's convolutions with kernels of size 1 lose channels_last
+        method = self.method_for(x)
+        y = self._dense(x, norm) if method == "dense" else self._factorised(x, norm, BACKENDS[method])
+        y = like(y, x)  # torch's convolutions with kernels of size 1 lose channels_last
         return GeometricTensor(y, self.out_type, coords=None)
 
     def _dense(self, x, norm):
@@ -37,10 +39,16 @@ class _Conv(SteerableShells, Planned, Expanded):
             check_dtype(self, x, filter)
         return self._convolve(x, filter, bias)
 
-    def _factorised(self, x, norm):
+    def _factorised(self, x, norm, backend):
         weights, bias = self.weights_and_bias(norm)
+        dtype = autocast_dtype(x.device.type)
+        if dtype is not None:
+            x = x.to(dtype)
+        if x.dtype in LOW_PRECISION:
+            weights, bias = weights.float(), None if bias is None else bias.to(x.dtype)
         return steerable_conv(x, weights, self.plan, self.kernel, bias=bias, stride=self.stride,
-                              dilation=self.dilation, padding=self.padding, groups=self.groups, **self._options())
+                              dilation=self.dilation, padding=self.padding, groups=self.groups, backend=backend,
+                              **self._options())
 
     def _options(self):
         """What a convolution and a transposed one do not have in common, for ops.steerable_conv."""

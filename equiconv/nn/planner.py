@@ -1,29 +1,41 @@
-"""Which method computes a convolution: factorised (ops.steerable_conv), or dense with the expanded filter."""
+"""Which method computes a convolution: dense with the expanded filter, or one by factors (ops.steerable_conv).
+
+"factorised" is the native kernels', on the CPU; "two_pass" is Triton's, on CUDA.
+"""
 from dataclasses import dataclass
 
 import torch
 from torch.nn import Parameter
 
 from .. import backends
+from ..formats import FLOATING, compute_dtype
 from ..layout import Geometry
 from ..layout.work import dense_work
 from ..library import autocast_dtype
-from . import costs
+from ..ops.steerable_conv import DTYPES, make_tables
+from . import costs, cuda_costs
 
-METHODS = ("auto", *costs.METHODS)
+BACKENDS = {"factorised": "native", "two_pass": "triton"}  # of steerable_conv
+METHODS = ("auto", *BACKENDS, "dense")
 NOMINAL = {2: (4, 32, 32), 3: (2, 16, 16, 16)}  # batch and size of an image, where none is known
 REMEMBERED = 256  # choices of a module
+
+
+def methods_on(device_type):
+    """The methods that "auto" chooses from on that type of device."""
+    return cuda_costs.METHODS if device_type == "cuda" else costs.METHODS
 
 
 @dataclass(frozen=True)
 class PlanReport:
     """How a convolution is computed, and why.
 
-    method                      "factorised" or "dense"
+    method                      "factorised", "two_pass" or "dense"
     input_shape                 [B, channels, *spatial] that this holds for
     factorised, dense           multiplications of the forward pass, for one pixel of the output
     factorised_bytes, dense_bytes   the weights as either method multiplies by them: mixing matrices, filter
     reason
+    scratch_bytes               on CUDA: what the method needs at most besides input and output; else None
     """
     method: str
     input_shape: tuple
@@ -32,18 +44,20 @@ class PlanReport:
     factorised_bytes: int
     dense_bytes: int
     reason: str
+    scratch_bytes: object = None
 
     def __str__(self):
         return (f"{self.method} for an input of {list(self.input_shape)}: {self.reason}\n"
                 f"factorised: {self.factorised:,.0f} multiplications per pixel, {self.factorised_bytes:,} bytes\n"
-                f"dense: {self.dense:,.0f} multiplications per pixel, {self.dense_bytes:,} bytes")
+                f"dense: {self.dense:,.0f} multiplications per pixel, {self.dense_bytes:,} bytes"
+                + ("" if self.scratch_bytes is None else f"\nit takes {self.scratch_bytes:,} bytes meanwhile"))
 
 
 class Planned:
-    """Mixin of the convolutions. `method` is "auto", "factorised" or "dense"; it is no part of the state_dict.
+    """Mixin of the convolutions. `method` is one of METHODS; it is no part of the state_dict.
 
     "auto" chooses by the costs of the machine, for each shape of the input; in a compiled graph, which serves many, for
-    a nominal one. What the factorised method cannot do is dense then, and a ValueError where it is asked for by name.
+    a nominal one. What the factorised methods cannot do is dense then, and a ValueError where one is asked for by name.
     """
 
     _method = "auto"
@@ -69,16 +83,21 @@ class Planned:
         """PlanReport for inputs [B, in_type.size, *spatial] of the weights' dtype; by default as in the last call."""
         shape = tuple(input_shape or self._last_shape or self._nominal_shape())
         plan, geometry = self.plan, self.geometry(shape)  # the plan is made anew if it must be
-        problem = self._why_not_for(self.weights)
+        device, dtype = self.weights.device, self._compute_dtype(self.weights.device)
+        wanted = self._wanted(device)
+        problem = self._why_not_on(wanted, device, dtype)
         if problem is not None:
-            method, reason = "dense", f"the factorised method cannot be used: {problem}"
+            method, reason = "dense", f"the method {wanted!r} cannot be used: {problem}"
         elif self._method != "auto":
             method, reason = self._method, "as the module's method says"
         else:
-            method, reason = self._choose(shape, self.training)
-        work, size = costs.factorised_work(plan, geometry), self.weights.itemsize
+            method, reason = self._choose(shape, self.training, device, dtype)
+        work, size, scratch = costs.factorised_work(plan, geometry), dtype.itemsize, None
+        if device.type == "cuda":
+            scratch = cuda_costs.estimate(method, plan, geometry, shape[0], dtype, self.training,
+                                          cuda_costs.current(device)).scratch
         return PlanReport(method, shape, work.multiplications, dense_work(plan, geometry.stride, geometry.up),
-                          size * work.packed, size * plan.out_channels * plan.in_channels * plan.taps, reason)
+                          size * work.packed, size * plan.out_channels * plan.in_channels * plan.taps, reason, scratch)
 
     def geometry(self, input_shape):
         """layout.Geometry for inputs [B, in_type.size, *spatial]."""
@@ -87,25 +106,26 @@ class Planned:
                         tuple(input_shape[2:]), tuple(self.evaluate_output_shape(input_shape)[2:]))
 
     def method_for(self, x):
-        """"factorised" or "dense", for the input tensor x [B, in_type.size, *spatial]."""
+        """The method, one of METHODS but "auto", for the input tensor x [B, in_type.size, *spatial]."""
         if self._method == "dense":
             return "dense"
         problem = self.why_not_factorised(x)
         if problem is not None:
-            if self._method == "factorised":
-                raise ValueError(f"{type(self).__name__}: method 'factorised' cannot be used here: {problem}; 'auto' "
-                                 "takes the dense method then")
+            if self._method != "auto":
+                raise ValueError(f"{type(self).__name__}: method {self._method!r} cannot be used here: {problem}; "
+                                 "'auto' takes the dense method then")
             return "dense"
+        dtype = self._compute_dtype(x.device)
         if torch.compiler.is_compiling():
-            return self._method_of_graphs()
+            return self._method_of_graphs(x.device, dtype)
         self.__dict__["_last_shape"] = x.shape
-        if self._method == "factorised":
-            return "factorised"
+        if self._method != "auto":
+            return self._method
         with_backward = self.training or (torch.is_grad_enabled() and (x.requires_grad or self.weights.requires_grad))
-        return self._choose(tuple(x.shape), with_backward)[0]
+        return self._choose(tuple(x.shape), with_backward, x.device, dtype)[0]
 
     def why_not_factorised(self, x):
-        """Why the factorised method cannot take the input tensor x here and now, or None."""
+        """Why the factorised method (of x's device, or the one asked for) cannot take the tensor x now, or None."""
         self._refresh_plan()
         if not torch.compiler.is_compiling():
             for tensor in (x, self.weights):
@@ -117,51 +137,83 @@ class Planned:
                 return "the graph of an export is dense"
         elif torch.compiler.is_exporting():
             return "the graph of an export is dense"
-        if autocast_dtype(x.device.type) is not None:
-            return "autocast is on"
-        if x.dtype != self.weights.dtype:
+        method, in_autocast = self._wanted(x.device), autocast_dtype(x.device.type)
+        if in_autocast is not None:
+            if method != "two_pass":
+                return "autocast is on"
+            if torch.float64 in (x.dtype, self.weights.dtype) or x.dtype not in FLOATING:
+                return f"under autocast, it does not take {x.dtype} with weights of {self.weights.dtype}"
+        elif x.dtype != self.weights.dtype:
             return f"the input is {x.dtype}, the weights are {self.weights.dtype}"
-        return self._why_not_for(x)
+        return self._why_not_on(method, x.device, self._compute_dtype(x.device))
 
-    def _why_not_for(self, like):
-        if like.device.type != "cpu" or not backends.HAS_NATIVE["cpu"]:
-            return f"no kernels on {like.device.type!r}"
-        if like.dtype not in (torch.float32, torch.float64):
-            return f"it computes in float32 and float64, not in {like.dtype}"
-        return self._problem_of_plan()
+    def _wanted(self, device):
+        """The factorised method that is asked for, or that of the device."""
+        if self._method in BACKENDS:
+            return self._method
+        return next(method for method in methods_on(device.type) if method != "dense")
+
+    def _compute_dtype(self, device):
+        """Of the input as the factorised method takes it."""
+        in_autocast = autocast_dtype(device.type)
+        return self.weights.dtype if in_autocast is None or self.weights.dtype == torch.float64 else in_autocast
+
+    def _why_not_on(self, method, device, dtype):
+        backend = BACKENDS[method]
+        if device.type not in (("cpu",) if backend == "native" else ("cpu", "cuda")):
+            return f"no kernels on {device.type!r}"
+        reason = backends.why_not(backend, device.type)
+        if reason is not None:
+            return f"no kernels on {device.type!r}: {reason}"
+        if dtype not in DTYPES[backend]:
+            return f"it computes in float32 and float64, not in {dtype}"
+        return self._problem_of_plan(method)
 
     @torch.compiler.assume_constant_result
-    def _problem_of_plan(self):
-        return self._plan[0].too_large_to_factorise(self.kernel)
+    def _problem_of_plan(self, method):
+        return self._plan[0].too_large_to_factorise(self.kernel, in_two_passes=method == "two_pass")
 
     @torch.compiler.assume_constant_result
-    def _method_of_graphs(self):
-        method = "factorised" if self._method == "factorised" else self._choose(self._nominal_shape(), True)[0]
-        if method == "factorised":  # its tables are made before the trace
-            shape = (self.kernel, tuple(self._each(self.stride)), tuple(self._each(self.dilation)), self.groups)
-            for adjoint in (False, True):
-                self._plan[0].conv_tables(*shape, self.transposed != adjoint, adjoint, self.weights.device,
-                                          self.weights.dtype)
+    def _method_of_graphs(self, device, dtype):
+        shape, method = self._nominal_shape(), self._method
+        if method == "auto":
+            method = self._choose(shape, True, device, dtype)[0]
+        if method != "dense":  # its tables are made before the trace
+            make_tables(BACKENDS[method], self._plan[0], self.geometry(shape), device, compute_dtype(dtype))
         return method
 
     def _nominal_shape(self):
         batch, *size = NOMINAL[self.d]
         return (batch, self.in_type.size, *size)
 
-    def _choose(self, shape, with_backward):
+    def _choose(self, shape, with_backward, device, dtype):
         """(method, reason) by the costs of the machine."""
         plan = self._plan[0]
-        key = (plan, shape, with_backward, torch.get_num_threads())
+        switches = torch.get_num_threads()
+        if device.type == "cuda":
+            switches = [cuda_costs.precision(dtype, kind) for kind in ("convolutions", "products")]
+        key = (plan, shape, with_backward, device, dtype, str(switches))
         if key not in self._choices:
             if len(self._choices) >= REMEMBERED:
                 self._choices.clear()
-            found, geometry, known = {}, self.geometry(shape), costs.current()
-            for method in costs.METHODS:
-                amounts = costs.amounts(method, plan, geometry, shape[0], with_backward, expands=with_backward)
-                found[method] = known.time(method, amounts)
+            times = costs_of if device.type != "cuda" else cuda_costs_of
+            found = times(plan, self.geometry(shape), shape[0], with_backward, device, dtype)
             best = min(found, key=found.get)
             times = ", ".join(f"{method} {seconds * 1e3:.3g} ms" for method, seconds in found.items())
             work = "a training step" if with_backward else "inference"
             self._choices[key] = best, f"estimated for {work}: {times}"
         return self._choices[key]
 
+
+def costs_of(plan, geometry, batch, with_backward, device, dtype):
+    """{method: seconds} on the CPU."""
+    known = costs.current()
+    return {method: known.time(method, costs.amounts(method, plan, geometry, batch, with_backward, with_backward))
+            for method in costs.METHODS}
+
+
+def cuda_costs_of(plan, geometry, batch, with_backward, device, dtype):
+    """{method: seconds} on a GPU."""
+    rates = cuda_costs.current(device)
+    return {method: cuda_costs.estimate(method, plan, geometry, batch, dtype, with_backward, rates).seconds
+            for method in cuda_costs.METHODS}

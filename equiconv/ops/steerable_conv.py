@@ -4,38 +4,46 @@ import torch
 import torch.nn.functional as F
 
 from .. import backends, library
+from ..formats import FLOATING, compute_dtype, like
 from ..layout import Geometry
 from ..reference import steerable_conv as reference
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
-_GEOMETRY = ("Tensor index, Tensor values, Tensor adjoint_index, Tensor adjoint_values, int[] kernel, int[] stride, "
-             "int[] padding, int[] dilation, int groups, bool up, SymInt[] target_size")
+_TABLES = {"native": "Tensor index, Tensor values, Tensor adjoint_index, Tensor adjoint_values",
+           "triton": "Tensor index, Tensor values, str structure, Tensor adjoint_index, Tensor adjoint_values, "
+                     "str adjoint_structure"}
+_GEOMETRY = "int[] kernel, int[] stride, int[] padding, int[] dilation, int groups, bool up, SymInt[] target_size"
+_SIZES = 7  # arguments of _GEOMETRY
 
 
-def _fake(source, weights, bias, index, values, adjoint_index, adjoint_values, kernel, stride, padding, dilation,
-          groups, up, target_size):
-    return source.new_empty([source.shape[0], *target_size])
+def _empty_target(source, target_size, format_of):
+    return like(source.new_empty([source.shape[0], *target_size]), format_of)
 
 
-def _bwd_fake(source, weights, companion, index, values, adjoint_index, adjoint_values, kernel, stride, padding,
-              dilation, groups, up, target_size, wants_target, wants_weights):
-    target = source.new_empty([source.shape[0], *target_size] if wants_target else [0])
+def _fake(source, weights, bias, *rest):
+    return _empty_target(source, rest[-1], source)
+
+
+def _bwd_fake(source, weights, companion, *rest):
+    *_, target_size, wants_target, wants_weights = rest
+    target = _empty_target(source, target_size, companion) if wants_target else source.new_empty([0])
     return target, weights.new_empty(weights.shape if wants_weights else [0])
 
 
 class _Saved:
     """A call's tables and geometry, and the same of its adjoint."""
 
-    def __init__(self, source, tables, kernel, stride, padding, dilation, groups, up, target_size):
-        shape = (kernel, stride, padding, dilation, groups)
+    def __init__(self, source, *rest):
+        tables, (*shape, up, target_size) = rest[:-_SIZES], rest[-_SIZES:]
+        half = len(tables) // 2
         self.same = (*tables, *shape, up, target_size)
-        self.adjoint = (*tables[2:], *tables[:2], *shape, not up, list(source.shape[1:]))
+        self.adjoint = (*tables[half:], *tables[:half], *shape, not up, list(source.shape[1:]))
 
 
 def _setup_context(ctx, inputs, output):
     source, weights, bias, *rest = inputs
     ctx.save_for_backward(source, weights)
-    ctx.call, ctx.has_bias = _Saved(source, rest[:4], *rest[4:]), bias is not None
+    ctx.call, ctx.has_bias, ctx.rest = _Saved(source, *rest), bias is not None, len(rest)
 
 
 def _backward(ctx, backend, grad):
@@ -43,17 +51,18 @@ def _backward(ctx, backend, grad):
     needs_source, needs_weights, needs_bias = ctx.needs_input_grad[:3]
     grad_source = grad_weights = grad_bias = None
     if needs_source or needs_weights:
-        grad_source, grad_weights = _bwd[backend](grad.contiguous(), weights, source, *ctx.call.adjoint, needs_source,
-                                                  needs_weights)
+        grad_source, grad_weights = _bwd[backend](_readable(grad, backend), weights, source, *ctx.call.adjoint,
+                                                  needs_source, needs_weights)
     if ctx.has_bias and needs_bias:
         grad_bias = grad.sum([0, *range(2, grad.dim())])
-    return grad_source if needs_source else None, grad_weights if needs_weights else None, grad_bias, *[None] * 11
+    return (grad_source if needs_source else None, grad_weights if needs_weights else None, grad_bias,
+            *[None] * ctx.rest)
 
 
 def _bwd_setup_context(ctx, inputs, output):
     source, weights, companion, *rest, ctx.wants_target, ctx.wants_weights = inputs
     ctx.save_for_backward(source, weights, companion)
-    ctx.call = _Saved(source, rest[:4], *rest[4:])
+    ctx.call, ctx.rest = _Saved(source, *rest), len(rest)
 
 
 def _bwd_backward(ctx, backend, grad_target, grad_grad_weights):
@@ -61,7 +70,7 @@ def _bwd_backward(ctx, backend, grad_target, grad_grad_weights):
     source, weights, companion = ctx.saved_tensors
     grad_source = grad_weights = grad_companion = None
     if ctx.wants_target:
-        grad_target = grad_target.contiguous()
+        grad_target = _readable(grad_target, backend)
         grad_source = _fwd[backend](grad_target, weights, None, *ctx.call.adjoint)
         grad_weights = _bwd[backend](source, weights, grad_target, *ctx.call.same, False, True)[1]
     if ctx.wants_weights:
@@ -69,18 +78,41 @@ def _bwd_backward(ctx, backend, grad_target, grad_grad_weights):
         more = _fwd[backend](companion, grad_grad_weights, None, *ctx.call.adjoint)
         grad_source = more if grad_source is None else grad_source + more
         grad_companion = _fwd[backend](source, grad_grad_weights, None, *ctx.call.same)
-    return grad_source, grad_weights, grad_companion, *[None] * 13
+    return grad_source, grad_weights, grad_companion, *[None] * (ctx.rest + 2)
 
 
-_fwd = library.define(
-    "steerable_conv", f"(Tensor source, Tensor weights, Tensor? bias, {_GEOMETRY}) -> Tensor", {"native": None},
-    fake=_fake, setup_context=_setup_context, backward=_backward)
-_bwd = library.define(
-    "steerable_conv_bwd",
-    f"(Tensor source, Tensor weights, Tensor companion, {_GEOMETRY}, bool wants_target, bool wants_weights) "
-    "-> (Tensor, Tensor)", {"native": None}, fake=_bwd_fake, setup_context=_bwd_setup_context, backward=_bwd_backward)
+def _readable(x, backend):
+    """x as the kernels take it: those of one backend read contiguous tensors, those of the other any format."""
+    return x.contiguous() if backend == "native" else x
+
+
+def _triton(*arguments):
+    from ..triton_kernels.steerable_conv import steerable_conv
+    return steerable_conv(*arguments)
+
+
+def _triton_bwd(*arguments):
+    from ..triton_kernels.steerable_conv import steerable_conv_bwd
+    return steerable_conv_bwd(*arguments)
+
+
+_fwd, _bwd = {}, {}
+# One op for each form of the tables: what the kernels of `_cpu` walk through, and what Triton's are compiled for.
+for _backend, _name, _implementation, _bwd_implementation in (
+        ("native", "steerable_conv", None, None), ("triton", "steerable_conv_two_pass", _triton, _triton_bwd)):
+    _arguments = f"{_TABLES[_backend]}, {_GEOMETRY}"
+    _fwd.update(library.define(
+        _name, f"(Tensor source, Tensor weights, Tensor? bias, {_arguments}) -> Tensor",
+        {_backend: _implementation}, fake=_fake, setup_context=_setup_context, backward=_backward))
+    _bwd.update(library.define(
+        f"{_name}_bwd",
+        f"(Tensor source, Tensor weights, Tensor companion, {_arguments}, bool wants_target, bool wants_weights) "
+        "-> (Tensor, Tensor)", {_backend: _bwd_implementation}, fake=_bwd_fake, setup_context=_bwd_setup_context,
+        backward=_bwd_backward))
 _available = tuple(_fwd)
-_defaults = {device: backend for device, backend in backends.defaults(_available).items() if device == "cpu"}
+_defaults = backends.defaults(_available, native=("cpu",))
+# of x; those of low precision are computed in float32, with weights in float32
+DTYPES = {"native": (torch.float32, torch.float64), "triton": FLOATING, "reference": (torch.float32, torch.float64)}
 
 
 def steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, padding=0, dilation=1, padding_mode="zeros",
@@ -90,8 +122,9 @@ def steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, paddin
     Equal to torch's convolution with the filter that ops.expand_filter makes of the same weights and plan, with 3 to 27
     times fewer multiplications (see layout.factorised for the stages).
 
-    x             [B, in_channels, *spatial], two or three spatial dimensions; float32 or float64
-    weights       [plan.weights], of x's dtype
+    x             [B, in_channels, *spatial], two or three spatial dimensions; float32 or float64, for the backend
+                  "triton" also bfloat16 and float16
+    weights       [plan.weights], of x's dtype; float32 where that has low precision
     plan          layout.FilterPlan
     kernel_size   tuple of the spatial sizes of the filter
     bias          [out_channels] or None
@@ -99,10 +132,11 @@ def steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, paddin
     padding_mode  one of PADDING_MODES ("zeros" if transposed)
     groups        as torch's convolutions have them
     transposed    a transposed convolution; output_padding belongs to it
-    backend       "native" or "reference"; None: the best that can run
+    backend       "native" (CPU), "triton" (CUDA: in two passes, see triton_kernels/steerable_conv.py), "reference";
+                  None: the best that can run
 
-    Returns [B, out_channels, *spatial], contiguous. Raises ValueError for what does not fit together. torch.compile
-    takes it once a first call has made the plan's tables.
+    Returns [B, out_channels, *spatial], contiguous; with the backend "triton" in the memory format of x. Raises
+    ValueError for what does not fit together. torch.compile takes it once a first call has made the plan's tables.
     """
     d = len(kernel_size)
     stride, dilation = _each("stride", stride, d, 1), _each("dilation", dilation, d, 1)
@@ -119,16 +153,32 @@ def steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, paddin
         x = F.pad(x, [p for axis in reversed(padding) for p in (axis, axis)], padding_mode)
         padding = (0,) * d
     geometry = _geometry(x, plan, tuple(kernel_size), stride, padding, dilation, groups, transposed, output_padding)
-    _check(x, weights, plan, bias, geometry)
     chosen = backends.pick(_defaults, _available, x.device.type, backend)
+    _check(x, weights, plan, bias, geometry, DTYPES[chosen])
     if chosen == "reference":
         return reference.steerable_conv(x, weights, bias, plan.factorised(geometry.kernel), geometry)
-    shape = (geometry.kernel, stride, dilation, groups)
-    tables = (*plan.conv_tables(*shape, transposed, False, x.device, x.dtype),
-              *plan.conv_tables(*shape, not transposed, True, x.device, x.dtype))
     target_size = [geometry.target_channels, *geometry.target_size]
-    return _fwd[chosen](x.contiguous(), weights.contiguous(), bias, *tables, list(geometry.kernel), list(stride),
+    return _fwd[chosen](_readable(x, chosen), weights.contiguous(), bias,
+                        *_tables(chosen, plan, geometry, x.device, weights.dtype), list(geometry.kernel), list(stride),
                         list(padding), list(dilation), groups, transposed, target_size)
+
+
+def _tables(backend, plan, geometry, device, dtype):
+    """The plan's tables for a call and its adjoint."""
+    found = []
+    for adjoint in (False, True):
+        up = geometry.up != adjoint
+        if backend == "native":
+            shape = (geometry.kernel, geometry.stride, geometry.dilation, geometry.groups)
+            found += plan.conv_tables(*shape, up, adjoint, device, dtype)
+        else:
+            found += plan.two_pass_tables(geometry.kernel, geometry.groups, up, adjoint, device, dtype)
+    return found
+
+
+def make_tables(backend, plan, geometry, device, dtype):
+    """Makes the plan's tables for calls with weights of that dtype: a trace of torch.compile finds them then."""
+    _tables(backend, plan, geometry, device, dtype)
 
 
 def _each(name, value, d, least):
@@ -157,7 +207,7 @@ def _geometry(x, plan, kernel, stride, padding, dilation, groups, transposed, ou
                     tuple(size))
 
 
-def _check(x, weights, plan, bias, geometry):
+def _check(x, weights, plan, bias, geometry, dtypes):
     if x.shape[1] != geometry.source_channels:
         raise ValueError(f"steerable_conv: x must have {geometry.source_channels} channels, got {x.shape[1]}")
     if weights.shape != (plan.weights,):
@@ -169,9 +219,10 @@ def _check(x, weights, plan, bias, geometry):
     if geometry.groups < 1 or any(len(fields) % geometry.groups for fields in divided):
         raise ValueError("steerable_conv: groups must divide the fields of one side of the plan (of each representation"
                          f" of the {'in' if geometry.up else 'out'}put), got {geometry.groups}")
-    if x.dtype != weights.dtype or x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"steerable_conv: x and weights must both be float32 or float64, got {x.dtype} and "
-                         f"{weights.dtype}")
+    if x.dtype not in dtypes or weights.dtype != compute_dtype(x.dtype):
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(f"steerable_conv: x must be {names}, and weights the same (float32 for low precision), got "
+                         f"{x.dtype} and {weights.dtype}")
     if bias is not None and (bias.shape != (geometry.target_channels,) or bias.dtype != x.dtype):
         raise ValueError(f"steerable_conv: bias must have shape ({geometry.target_channels},) and dtype {x.dtype}, got "
                          f"{tuple(bias.shape)} and {bias.dtype}")
