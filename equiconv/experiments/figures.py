@@ -70,3 +70,40 @@ def demo_curves(path, losses, milliseconds):
         axes[1].set_ylim(top=axes[1].get_ylim()[1] * 1.3)  # room for the legend
         axes[1].legend()
     save(path, 8, 3.2, 2, draw)
+
+
+LINES = tuple({"color": color, "marker": marker, "ls": style, "lw": 1.4, "ms": 4.5} for color, marker, style in (
+    (DARK, "o", "-"), (LIGHT, "s", "--"), ("#3a8f5c", "^", "-."), ("#a33b5e", "D", ":"), ("0.35", "v", "--"),
+    ("#7a5fb5", "P", "-."), ("#2aa1b3", "X", ":"), ("0.65", "*", "-")))  # apart without colour too
+
+
+def data_efficiency(path, series, score_name):
+    """series: {title: [(training samples, mean score, its spread over the seeds)]}"""
+    def draw(_, axes):
+        for (title, points), look in zip(series.items(), _looks(series)):
+            if points:
+                sizes, scores, spreads = zip(*points)
+                axes[0].errorbar(sizes, scores, yerr=spreads if any(spreads) else None, capsize=2, label=title, **look)
+        axes[0].set(xlabel="training samples", ylabel=f"test {score_name}", xscale="log")
+        ticks = sorted({point[0] for points in series.values() for point in points})
+        axes[0].set_xticks(ticks, map(str, ticks))
+        axes[0].minorticks_off()
+        axes[0].legend()
+    save(path, 5, 3.4, 1, draw)
+
+
+def wall_clock(path, curves, score_name, train_size):
+    """curves: {title: [[[seconds, score] of each test] of each seed]}"""
+    def draw(_, axes):
+        for (title, seeds), look in zip(curves.items(), _looks(curves)):
+            for i, curve in enumerate(seeds):
+                axes[0].plot(*zip(*curve), label=title if i == 0 else None, **look)
+        axes[0].set(xlabel="seconds of training", ylabel=f"test {score_name}", xscale="log",
+                    title=f"{train_size} training samples")
+        axes[0].xaxis.set_major_formatter("{x:g}")
+        axes[0].legend()
+    save(path, 5, 3.4, 1, draw)
+
+
+def _looks(series):
+    return [LINES[i % len(LINES)] for i in range(len(series))]
