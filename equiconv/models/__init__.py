@@ -4,10 +4,14 @@ A network is one file: a function registered under its name, with its source. Im
 """
 from .c8_steerable_cnn import SteerableCNN, c8_steerable_cnn
 from .conventional import CNN, WideResNet, cnn, wrn
+from .deeplense_c4_cnn import DeepLenseCNN, deeplense_c4_cnn
 from .e2sfcnn import E2SFCNN, e2sfcnn
 from .e2wrn import E2WRN, e2wrn
 from .equivariant_mlp import EquivariantMLP, equivariant_mlp
 from .equivariant_transformer import EquivariantTransformer, ETNetwork, equivariant_transformer
+from .exp_e2sfcnn import ExpE2SFCNN, exp_e2sfcnn
+from .harmonic import HarmonicConv, ModulusBatchNorm, ModulusReLU
+from .hnet import HNet, hnet
 from .p4_cnn import P4CNN, p4_cnn
 from .registry import citation, complexity, create, input_shape, names, register
 from .se3_cnn import SE3CNN, se3_cnn

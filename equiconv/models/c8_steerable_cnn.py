@@ -46,22 +46,26 @@ class SteerableCNN(torch.nn.Module):
         plane = gspaces.rot2dOnR2(order)
         self.image_size = image_size
         self.in_type = nn.FieldType(plane, in_channels * [plane.trivial_repr])
-        layers = [nn.MaskModule(self.in_type, image_size, margin=1)]
-        fields = self.in_type
-        for i, (width, kernel, padding) in enumerate(zip(widths, kernels, paddings)):
-            out = nn.FieldType(plane, width * [plane.regular_repr])
-            layers += [nn.R2Conv(fields, out, kernel, padding=padding, bias=False), nn.InnerBatchNorm(out),
-                       nn.ReLU(out, inplace=True)]
-            if i in POOLED:
-                layers.append(nn.PointwiseAvgPoolAntialiased2D(out, POOL_SIGMA, stride=2))
-            fields = out
-        layers += [nn.PointwiseAvgPoolAntialiased2D(fields, POOL_SIGMA, stride=1, padding=0), nn.GroupPooling(fields)]
-        self.features = nn.SequentialModule(*layers)
+        self.features = steerable_features(nn, self.in_type, widths, kernels, paddings, image_size)
         self.head = mlp(widths[-1], hidden, classes)
 
     def forward(self, images):  # [B, in_channels, H, W] -> [B, classes]
         invariant = self.features(self.in_type(images)).tensor  # [B, widths[-1], h, w]; published: h = w = 1
         return self.head(invariant.mean((2, 3)).to(images.dtype))  # escnn's group pooling always returns float32
+
+
+def steerable_features(nn, in_type, widths, kernels, paddings, image_size):
+    """The layers before the head, from images to the invariant fields of each position: a SequentialModule."""
+    layers, fields = [nn.MaskModule(in_type, image_size, margin=1)], in_type
+    for i, (width, kernel, padding) in enumerate(zip(widths, kernels, paddings)):
+        out = nn.FieldType(in_type.gspace, width * [in_type.gspace.regular_repr])
+        layers += [nn.R2Conv(fields, out, kernel, padding=padding, bias=False), nn.InnerBatchNorm(out),
+                   nn.ReLU(out, inplace=True)]
+        if i in POOLED:
+            layers.append(nn.PointwiseAvgPoolAntialiased2D(out, POOL_SIGMA, stride=2))
+        fields = out
+    return nn.SequentialModule(*layers, nn.PointwiseAvgPoolAntialiased2D(fields, POOL_SIGMA, stride=1, padding=0),
+                               nn.GroupPooling(fields))
 
 
 def mlp(features, hidden, classes):
@@ -70,26 +74,29 @@ def mlp(features, hidden, classes):
                                torch.nn.Linear(hidden, classes))
 
 
-def check_sizes(widths, kernels, paddings, image_size):
+def check_sizes(widths, kernels, paddings, image_size, keeps_rows=True):
+    """Raises ValueError if the sizes do not fit; with keeps_rows also where pooling would leave a row over."""
     if not len(widths) == len(kernels) == len(paddings) == 6:
         raise ValueError("six widths, kernels and paddings are needed, got "
                          f"{len(widths)}, {len(kernels)} and {len(paddings)}")
     if any(k % 2 == 0 for k in kernels):
         raise ValueError(f"kernel sizes must be odd, got {tuple(kernels)}")
-    if not _fits(kernels, paddings, image_size):
-        near = [s for s in range(max(1, image_size - 8), image_size + 9) if _fits(kernels, paddings, s)]
+    if not pixels_left(kernels, paddings, image_size, keeps_rows):
+        near = [s for s in range(max(1, image_size - 8), image_size + 9)
+                if pixels_left(kernels, paddings, s, keeps_rows)]
         hint = f"near it, {', '.join(map(str, near))} would do" if near else "no size near it would do"
         raise ValueError(f"image size {image_size} with kernels {tuple(kernels)} and paddings {tuple(paddings)} leaves "
                          f"no pixel, or a pooling that leaves a row over; {hint}")
 
 
-def _fits(kernels, paddings, size):
+def pixels_left(kernels, paddings, size, keeps_rows=True):
+    """Height and width of what steerable_features returns for images of that size; 0 if they do not fit."""
     for i, (kernel, padding) in enumerate(zip(kernels, paddings)):
         size += 2 * padding - kernel + 1
         if i in POOLED:
-            if (size - 1) % 2:  # kernel 5, padding 2, stride 2
-                return False
+            if keeps_rows and (size - 1) % 2:  # kernel 5, padding 2, stride 2
+                return 0
             size = (size - 1) // 2 + 1
         if size < 1:
-            return False
-    return size >= POOL_KERNEL
+            return 0
+    return max(0, size - POOL_KERNEL + 1)

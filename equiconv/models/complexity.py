@@ -7,7 +7,10 @@ import torch
 from escnn.nn.modules.conv.rd_convolution import _RdConv
 from escnn.nn.modules.conv.rd_transposed_convolution import _RdConvTransposed
 
+from .harmonic import HarmonicConv
+
 DENSE = (torch.nn.modules.conv._ConvNd, torch.nn.Linear)
+HARMONIC = (HarmonicConv,)
 STEERABLE = (_RdConv, _RdConvTransposed, escnn.nn.Linear)
 
 
@@ -36,7 +39,7 @@ def complexity(model, input_shape):
     for module in model.modules():
         if isinstance(module, STEERABLE):
             module.forward = _shapes_only(module)  # expanding a filter takes values
-        if isinstance(module, DENSE + STEERABLE):
+        if isinstance(module, DENSE + HARMONIC + STEERABLE):
             module.register_forward_hook(count)
     with torch.no_grad():
         model(torch.empty(1, *input_shape, device="meta"))

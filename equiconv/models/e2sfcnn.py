@@ -42,7 +42,7 @@ class E2SFCNN(torch.nn.Module):
         super().__init__()
         from escnn import gspaces
 
-        _check(widths, kernels, paddings, image_size)
+        check_sizes(widths, kernels, paddings, image_size)
         plane = gspaces.rot2dOnR2(order)
         self.in_type = nn.FieldType(plane, in_channels * [plane.trivial_repr])
         layers, fields = [], self.in_type
@@ -69,7 +69,8 @@ class E2SFCNN(torch.nn.Module):
         return self.head(invariant.flatten(1).to(images.dtype))  # escnn's group pooling always returns float32
 
 
-def _check(widths, kernels, paddings, size):
+def check_sizes(widths, kernels, paddings, size):
+    """Raises ValueError if they are not of six layers, with odd kernels, that leave a pixel after their pooling."""
     if not len(widths) == len(kernels) == len(paddings) == 6:
         raise ValueError("six widths, kernels and paddings are needed, got "
                          f"{len(widths)}, {len(kernels)} and {len(paddings)}")

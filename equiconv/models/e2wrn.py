@@ -1,12 +1,12 @@
 """Wide residual networks that are equivariant to fewer rotations and reflections from stage to stage."""
 import math
-import re
 from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 import torch
 
+from .groups import parse_group, plane_of, restriction
 from .registry import register
 
 STAGE_PLANES = (16, 32, 64)  # of a conventional wide residual network, times its widening factor
@@ -58,14 +58,14 @@ class E2WRN(torch.nn.Module):
 
     def __init__(self, nn, blocks, widening, groups, kernels, stride, dropout, in_channels, classes):
         super().__init__()
-        space = _plane(*groups[0])
+        space = plane_of(*groups[0])
         self.in_type = nn.FieldType(space, in_channels * [space.trivial_repr])
         fields = _regular(nn, space, STEM_PLANES)
         layers = [_conv(nn, self.in_type, fields, STEM_KERNEL)]
         strides = (stride, *STAGE_STRIDES[1:])
         for i, (planes, kernel, stride) in enumerate(zip(STAGE_PLANES, kernels, strides, strict=True)):
             if i > 0 and groups[i] != groups[i - 1]:
-                layers += _restriction(nn, fields, *groups[i])
+                layers += restriction(nn, fields, *groups[i])
                 fields = layers[-1].out_type
             inner = _regular(nn, fields.gspace, planes * widening)
             for block in range(blocks):
@@ -126,11 +126,11 @@ def _numpy_follows_torch():
 
 def _groups(first, others):
     """[(has reflections, rotations)] of the three stages."""
-    groups = [_parse(first)]
+    groups = [parse_group(first)]
     if others is None:
         reflections, rotations = groups[0]
         return [*groups, (reflections, max(1, rotations // 2)), (reflections, 1)]
-    groups += map(_parse, others)
+    groups += map(parse_group, others)
     if len(groups) != 3:
         raise ValueError(f"restricted must name the groups of two stages, got {len(groups) - 1}")
     for (reflections, rotations), (fewer_reflections, fewer) in zip(groups, groups[1:]):
@@ -138,27 +138,6 @@ def _groups(first, others):
             raise ValueError(f"each stage's group must be a subgroup of that before, with reflections or without like "
                              f"it, got {', '.join([first, *others])}")
     return groups
-
-
-def _parse(name):
-    match = re.fullmatch(r"([CD])([1-9]\d*)", name)
-    if not match:
-        raise ValueError(f"a group must be C or D and a number of rotations, as in D8, got {name!r}")
-    return match[1] == "D", int(match[2])
-
-
-def _plane(reflections, rotations):
-    from escnn import gspaces
-
-    if rotations == 1:
-        return gspaces.flip2dOnR2() if reflections else gspaces.trivialOnR2()
-    return (gspaces.flipRot2dOnR2 if reflections else gspaces.rot2dOnR2)(rotations)
-
-
-def _restriction(nn, fields, reflections, rotations):
-    """The modules that take the fields as fields of a subgroup, split into its regular fields."""
-    restrict = nn.RestrictionModule(fields, (0, rotations) if reflections else rotations)
-    return [restrict, nn.DisentangleModule(restrict.out_type)]
 
 
 def _conv(nn, in_type, out_type, kernel, stride=1):
