@@ -18,7 +18,8 @@ from .training import CHECKPOINT, Run, progress_bar
 
 PLAN = "plan.json"
 RESULT = "result.pt"  # of each complete run
-TESTS = 10  # of a run, at least
+TESTS = 10  # of a run, if it trains long enough
+TEST_AFTER = 1000  # samples at least, or a short run would take most of its time for tests
 CHOICES = ("networks", "train_sizes", "seeds", "least_steps")
 OF_A_RUN = ("model", "model_options", "train_size", "seed", "test_every", "experiment")  # differ from run to run
 
@@ -57,9 +58,10 @@ class Plan:
         settings = {**self.settings, **self.networks[name].settings}
         batch_size = min(settings.get("batch_size", Config.batch_size), train_size)
         epochs = max(settings.get("epochs", Config.epochs), math.ceil(self.least_steps / (train_size // batch_size)))
+        tests = max(1, min(TESTS, epochs * train_size // TEST_AFTER))
         return resolve(experiment, settings, {
             "batch_size": batch_size, "epochs": epochs, "train_size": train_size, "seed": seed,
-            "test_every": max(1, epochs // TESTS), "out": str(Path(self.out) / name / f"{train_size}-{seed}")})
+            "test_every": epochs // min(tests, epochs), "out": str(Path(self.out) / name / f"{train_size}-{seed}")})
 
 
 def plan(experiment, file_settings, flags):

