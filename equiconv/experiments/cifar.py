@@ -49,6 +49,8 @@ def _read_file(path, classes):
 
 def _experiment(classes):
     def load(config):
+        if config.model_options.get("classes", 10) != classes:
+            raise ValueError(f"CIFAR-{classes} has {classes} classes: model_options must say so, as \"classes\"")
         train, test = read(config.data, classes)
         return train.interleaved().first(config.train_size), test
 

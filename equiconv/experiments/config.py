@@ -83,9 +83,8 @@ def resolve(experiment, file_settings, flags, saved=None):
              f"the settings are for experiment {given.get('experiment')!r}, not {experiment.name!r}")
     base = {"model": experiment.models[0], "out": f"runs/{experiment.name}", **experiment.defaults,
             "device": "cuda" if torch.cuda.is_available() else "cpu"}
-    if isinstance(given.get("model_options"), dict):  # some of them, the others stay
-        others = (saved or experiment.defaults).get("model_options", {})
-        given["model_options"] = {**others, **given["model_options"]}
+    if given.get("model", base["model"]) != base["model"]:
+        base.pop("model_options", None)  # they are the default model's
     if saved is not None:
         changed = [n for n in given if n not in FREE_ON_RESUME and _plain(given[n]) != saved[n]]
         _require(not changed, f"a run is resumed with its own settings; {', '.join(changed)} would change")
