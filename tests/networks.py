@@ -13,16 +13,30 @@ NETWORKS = {  # name: (options, shape of one input)
     "se3_cnn": ({"stem": 1, "widths": (1, 1), "samples": (24, 24), "cube_orbits": 1, "frequency": 1, "pooled": 2,
                  "hidden": 8, "dropout": 0.0, "image_size": 9}, (1, 9, 9, 9)),
 }
+OTHERS = {  # whose layers are not all of equiconv.nn
+    "deeplense_c4_cnn": ({"widths": 6 * (2,), "hidden": 8, "image_size": 32}, (1, 32, 32)),
+    "equivariant_transformer": ({"grid": 52, "features": 4, "pose_features": 4, "dropout": 0.0}, (1, 28, 28)),
+    "hnet": ({"features": 2, "image_size": 16}, (1, 16, 16)),
+}
 CONVENTIONAL = {  # the same of their twins
     "cnn": ({"widths": 6 * (4,), "hidden": 8}, (1, 29, 29)),
+    "cnn_3d": ({"stem": 2, "widths": (4, 4), "inner": (4, 4), "pooled": 4, "hidden": 8, "dropout": 0.0,
+                "image_size": 9}, (1, 9, 9, 9)),
+    "deeplense_cnn": ({"widths": 6 * (4,), "hidden": 8, "image_size": 32}, (1, 32, 32)),
+    "e2sf_cnn": ({"widths": 6 * (4,), "hidden": 8, "dropout": 0.0}, (1, 28, 28)),
+    "et_cnn": ({"grid": 52, "features": 4, "dropout": 0.0}, (1, 28, 28)),
+    "exp_e2sf_cnn": ({"widths": 6 * (4,), "hidden": 8}, (1, 28, 28)),
+    "hnet_cnn": ({"features": 4}, (1, 16, 16)),
     "wrn28_10": ({"depth": 10, "widths": (4, 8, 8), "dropout": 0.0}, (3, 9, 9)),
+    "z2_cnn": ({"width": 4}, (1, 28, 28)),
 }
+ALL = NETWORKS | OTHERS | CONVENTIONAL
 
 
 def build(name, nn=None):
     torch.manual_seed(0)
-    return models.create(name, nn, **(NETWORKS | CONVENTIONAL)[name][0])
+    return models.create(name, nn, **ALL[name][0])
 
 
 def images(name, batch=3, seed=0):
-    return torch.randn(batch, *(NETWORKS | CONVENTIONAL)[name][1], generator=torch.Generator().manual_seed(seed))
+    return torch.randn(batch, *ALL[name][1], generator=torch.Generator().manual_seed(seed))

@@ -14,7 +14,7 @@ from equiconv.models.e2wrn import WideBlock
 from equiconv.models.p4_cnn import all_taps
 from equiconv.testing import EquivarianceWarning, check_equivariance
 from tests import networks
-from tests.networks import CONVENTIONAL, NETWORKS
+from tests.networks import ALL, CONVENTIONAL
 
 SMALL = {"widths": (2, 2, 2, 3, 3, 3), "hidden": 8, "classes": 4}
 
@@ -64,7 +64,7 @@ def test_complexity_is_that_of_the_arithmetic():
 
 @pytest.mark.parametrize("name,parameters,gmacs", [
     ("c8_steerable_cnn", 2.07, 4.0), ("e2sfcnn", 2.69, 7.70), ("se3_cnn", 0.229, 8.07), ("e2wrn10_4", 1.06, 2.435),
-    ("e2wrn28_10", 37.2, 98.4), ("wrn28_10", 36.5, 5.95),
+    ("e2wrn28_10", 37.2, 98.4), ("wrn28_10", 36.5, 5.95), ("deeplense_c4_cnn", 3.6, 23.4), ("exp_e2sfcnn", 1.2, 3.5),
 ])
 def test_complexity_at_the_published_sizes(name, parameters, gmacs):
     found = models.complexity(name)
@@ -72,24 +72,53 @@ def test_complexity_at_the_published_sizes(name, parameters, gmacs):
     assert found.macs / 1e9 == pytest.approx(gmacs, rel=5e-3)
 
 
-@pytest.mark.parametrize("name,twin", [("c8_steerable_cnn", "cnn"), *((f"e2{n}", n) for n in (
-    "wrn10_4", "wrn16_8", "wrn28_7", "wrn28_10"))])
+TWINS = {"c8_steerable_cnn": "cnn", "deeplense_c4_cnn": "deeplense_cnn", "e2sfcnn": "e2sf_cnn", "se3_cnn": "cnn_3d",
+         "exp_e2sfcnn": "exp_e2sf_cnn", "p4_cnn": "z2_cnn", "hnet": "hnet_cnn", "equivariant_transformer": "et_cnn",
+         **{f"e2{name}": name for name in ("wrn10_4", "wrn16_8", "wrn28_7", "wrn28_10")}}
+
+
+@pytest.mark.parametrize("name,twin", TWINS.items())
 def test_twins_of_equal_parameters(name, twin):
     assert models.complexity(twin).parameters == pytest.approx(models.complexity(name).parameters, rel=0.15)
 
 
-@pytest.mark.parametrize("name,twin", [("c8_steerable_cnn", "cnn_wide"), ("e2wrn28_10", "wrn28_10_wide")])
+@pytest.mark.parametrize("name,twin", [item for item in TWINS.items() if item[0] not in (
+    "hnet", "equivariant_transformer")])
 def test_twins_of_equal_width(name, twin):
-    """The dense filters of both have the same shapes, but for the last: 905 scalar fields in e2wrn, 904 in its twin."""
-    assert models.complexity(twin).macs == pytest.approx(models.complexity(name).macs, rel=1e-3)
+    """The dense filters of both have the same shapes, but for the last: e2wrn has an odd scalar field more, and a sum
+    of invariants in the head is a maximum over the group in steerable networks."""
+    assert models.complexity(f"{twin}_wide").macs == pytest.approx(models.complexity(name).macs, rel=2e-3)
+
+
+def test_twin_of_the_width_of_hnet():
+    """But for its last convolution, which has a complex output of each order for each of the twin's channels."""
+    wide, top = models.complexity("hnet_cnn_wide").macs, 25 * 128 * 10 * 7 * 7
+    assert models.complexity("hnet").macs == wide + 3 * top
+
+
+def test_twin_of_the_width_of_the_transformer():
+    """It is its CNN."""
+    alone = models.create("equivariant_transformer", transformations=())
+    twin = models.create("et_cnn_wide")
+    assert alone.state_dict().keys() == twin.state_dict().keys()
+    assert all(v.shape == twin.state_dict()[k].shape for k, v in alone.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONVENTIONAL)
+def test_twins_compiled(name):
+    model, images = networks.build(name), networks.images(name)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True)(images), model(images), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", CONVENTIONAL)
 def test_twins_are_not_invariant(name):
-    model = networks.build(name)
-    quarter = gspaces.rot2dOnR2(4)
-    fields = quarter.type(*networks.images(name).shape[1] * [quarter.trivial_repr])
-    assert misfits(model, in_type=fields, input_size=networks.images(name).shape[-1]).max_exact > 1e-2
+    model, images = networks.build(name), networks.images(name)
+    for _ in range(5):  # statistics of batches
+        model(images)
+    space = gspaces.rot2dOnR2(4) if images.dim() == 4 else gspaces.octaOnR3()
+    fields = space.type(*images.shape[1] * [space.trivial_repr])
+    assert misfits(model, in_type=fields, input_size=images.shape[-1]).max_exact > 1e-2
 
 
 def test_e2wrn_of_escnns_example():
@@ -133,7 +162,7 @@ def test_same_network_from_both_namespaces(order):
     assert not gradients
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, *CONVENTIONAL])
+@pytest.mark.parametrize("name", ALL)
 def test_every_network_from_both_namespaces(name):
     original, model = networks.build(name, escnn.nn), networks.build(name)
     model.load_state_dict(original.state_dict())
@@ -169,7 +198,7 @@ def test_sizes_that_do_not_fit(name, options, match):
         models.create(name, **options)
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, *CONVENTIONAL])
+@pytest.mark.parametrize("name", ALL)
 def test_a_step_of_training(name):
     model = networks.build(name)
     trained = {k: p for k, p in model.named_parameters() if p.requires_grad}

@@ -6,23 +6,24 @@ from functools import partial
 
 import torch
 
-from .c8_steerable_cnn import POOL_SIGMA, POOLED, check_sizes, mlp
+from .c8_steerable_cnn import POOL_SIGMA, POOLED, check_sizes, mlp, pixels_left
 from .e2wrn import STAGE_STRIDES, check_depth
 from .registry import register
 
 
 def cnn(nn, *, widths=(45, 90, 90, 180, 180, 120), kernels=(7, 5, 5, 5, 5, 5), paddings=(1, 2, 2, 2, 2, 1), hidden=64,
-        image_size=29, in_channels=1, classes=10):
+        flatten=False, image_size=29, in_channels=1, classes=10):
     """CNN, the twin of c8_steerable_cnn. The defaults give it as many parameters as that has at its published sizes.
 
     nn           namespace of layers: escnn.nn or equiconv.nn, for the mask and the antialiased pooling
     widths       channels of the six convolutions
+    flatten      as in deeplense_c4_cnn
     kernels, paddings, hidden, image_size, in_channels, classes
                  as in c8_steerable_cnn
 
     Raises ValueError if the sizes do not fit.
     """
-    return CNN(nn, widths, kernels, paddings, hidden, image_size, in_channels, classes)
+    return CNN(nn, widths, kernels, paddings, hidden, flatten, image_size, in_channels, classes)
 
 
 class CNN(torch.nn.Module):
@@ -31,14 +32,14 @@ class CNN(torch.nn.Module):
     forward: images [B, in_channels, H, W] -> logits [B, classes]
     """
 
-    def __init__(self, nn, widths, kernels, paddings, hidden, image_size, in_channels, classes):
+    def __init__(self, nn, widths, kernels, paddings, hidden, flatten, image_size, in_channels, classes):
         super().__init__()
-        check_sizes(widths, kernels, paddings, image_size)
-        self.image_size = image_size
+        check_sizes(widths, kernels, paddings, image_size, keeps_rows=not flatten)
+        self.image_size, self.flatten = image_size, flatten
         layers = [OnChannels(nn.MaskModule(scalars(nn, in_channels), image_size, margin=1))]
         channels = in_channels
         for i, (width, kernel, padding) in enumerate(zip(widths, kernels, paddings)):
-            layers += [_conv(channels, width, kernel, padding=padding), torch.nn.BatchNorm2d(width),
+            layers += [plain_conv(channels, width, kernel, padding=padding), torch.nn.BatchNorm2d(width),
                        torch.nn.ReLU(inplace=True)]
             if i in POOLED:
                 layers.append(OnChannels(nn.PointwiseAvgPoolAntialiased2D(scalars(nn, width), POOL_SIGMA, stride=2)))
@@ -46,10 +47,12 @@ class CNN(torch.nn.Module):
         layers.append(OnChannels(nn.PointwiseAvgPoolAntialiased2D(scalars(nn, channels), POOL_SIGMA, stride=1,
                                                                   padding=0)))
         self.features = torch.nn.Sequential(*layers)
-        self.head = mlp(channels, hidden, classes)
+        positions = pixels_left(kernels, paddings, image_size, keeps_rows=False) ** 2 if flatten else 1
+        self.head = mlp(channels * positions, hidden, classes)
 
     def forward(self, images):  # [B, in_channels, H, W] -> [B, classes]
-        return self.head(self.features(images).mean((2, 3)))
+        features = self.features(images)
+        return self.head(features.flatten(1) if self.flatten else features.mean((2, 3)))
 
 
 def wrn(nn, *, depth=28, widths=(160, 320, 640), kernels=(3, 3, 3), stem=16, stem_kernel=3, stride=1, dropout=0.3,
@@ -83,7 +86,7 @@ class WideResNet(torch.nn.Module):
 
     def __init__(self, blocks, widths, kernels, stem, stem_kernel, stride, dropout, in_channels, classes):
         super().__init__()
-        layers, channels = [_conv(in_channels, stem, stem_kernel)], stem
+        layers, channels = [plain_conv(in_channels, stem, stem_kernel)], stem
         strides = (stride, *STAGE_STRIDES[1:])
         for width, kernel, stride in zip(widths, kernels, strides, strict=True):
             for block in range(blocks):
@@ -103,11 +106,12 @@ class WideBlock(torch.nn.Module):
         super().__init__()
         self.activated = torch.nn.Sequential(torch.nn.BatchNorm2d(in_channels), torch.nn.ReLU(inplace=True))
         self.residual = torch.nn.Sequential(
-            _conv(in_channels, out_channels, kernel), torch.nn.BatchNorm2d(out_channels), torch.nn.ReLU(inplace=True),
-            torch.nn.Dropout(dropout), _conv(out_channels, out_channels, kernel, stride))
+            plain_conv(in_channels, out_channels, kernel), torch.nn.BatchNorm2d(out_channels),
+            torch.nn.ReLU(inplace=True), torch.nn.Dropout(dropout),
+            plain_conv(out_channels, out_channels, kernel, stride))
         self.skip = None
         if stride != 1 or in_channels != out_channels:
-            self.skip = _conv(in_channels, out_channels, 1, stride)
+            self.skip = plain_conv(in_channels, out_channels, 1, stride)
 
     def forward(self, x):  # [B, in_channels, H, W] -> [B, out_channels, H / stride, W / stride]
         activated = self.activated(x)
@@ -133,7 +137,7 @@ def scalars(nn, channels):
     return nn.FieldType(plane, channels * [plane.trivial_repr])
 
 
-def _conv(in_channels, out_channels, kernel, stride=1, padding=None):
+def plain_conv(in_channels, out_channels, kernel, stride=1, padding=None):
     padding = kernel // 2 if padding is None else padding
     conv = torch.nn.Conv2d(in_channels, out_channels, kernel, padding=padding, stride=stride, bias=False)
     torch.nn.init.kaiming_normal_(conv.weight)  # He's, as of the steerable networks
@@ -143,6 +147,11 @@ def _conv(in_channels, out_channels, kernel, stride=1, padding=None):
 register(citation="conventional twin of c8_steerable_cnn, of equal parameters", input_shape=(1, 29, 29))(cnn)
 register(name="cnn_wide", citation="conventional twin of c8_steerable_cnn, of equal width",
          input_shape=(1, 29, 29))(partial(cnn, widths=(192, 384, 384, 768, 768, 512)))
+_DEEPLENSE = {"flatten": True, "image_size": 128, "classes": 3}
+register(name="deeplense_cnn", citation="conventional twin of deeplense_c4_cnn, of equal parameters",
+         input_shape=(1, 128, 128))(partial(cnn, widths=(32, 64, 64, 128, 128, 64), **_DEEPLENSE))
+register(name="deeplense_cnn_wide", citation="conventional twin of deeplense_c4_cnn, of equal width",
+         input_shape=(1, 128, 128))(partial(cnn, widths=(96, 192, 192, 384, 384, 256), **_DEEPLENSE))
 for _name, _settings, _shape in (
     ("wrn10_4", {"depth": 10, "widths": (64, 128, 256)}, (3, 33, 33)),
     ("wrn16_8", {"depth": 16, "widths": (128, 256, 512), "stride": 2}, (3, 96, 96)),
@@ -151,5 +160,11 @@ for _name, _settings, _shape in (
 ):
     register(name=_name, citation="Zagoruyko, Komodakis: Wide Residual Networks, BMVC 2016: conventional twin of "
              f"e2{_name}, of equal parameters", input_shape=_shape)(partial(wrn, **_settings))
-register(name="wrn28_10_wide", citation="conventional twin of e2wrn28_10, of equal width", input_shape=(3, 32, 32))(
-    partial(wrn, widths=(640, 904, 904), kernels=(5, 3, 3), stem=64, stem_kernel=5))
+for _name, _settings, _shape in (
+    ("wrn10_4", {"depth": 10, "widths": (176, 360, 720), "stem": 40}, (3, 33, 33)),
+    ("wrn16_8", {"depth": 16, "widths": (512, 720, 724), "kernels": (5, 3, 3), "stem": 64, "stride": 2}, (3, 96, 96)),
+    ("wrn28_7", {"widths": (448, 632, 632), "kernels": (5, 3, 3), "stem": 64}, (3, 32, 32)),
+    ("wrn28_10", {"widths": (640, 904, 904), "kernels": (5, 3, 3), "stem": 64}, (3, 32, 32)),
+):
+    register(name=f"{_name}_wide", citation=f"conventional twin of e2{_name}, of equal width", input_shape=_shape)(
+        partial(wrn, stem_kernel=5, **_settings))

@@ -58,15 +58,20 @@ class E2SFCNN(torch.nn.Module):
             fields = out
         layers.append(nn.PointwiseAdaptiveMaxPool2D(fields, 1))
         self.features = nn.SequentialModule(*layers)
-        head = []
-        for units in (widths[-1], hidden):
-            head += [torch.nn.Dropout(dropout), torch.nn.Linear(units, hidden), torch.nn.BatchNorm1d(hidden),
-                     torch.nn.ELU()]
-        self.head = torch.nn.Sequential(*head, torch.nn.Dropout(dropout), torch.nn.Linear(hidden, classes))
+        self.head = two_layer_head(widths[-1], hidden, dropout, classes)
 
     def forward(self, images):  # [B, in_channels, H, W] -> [B, classes]
         invariant = self.features(self.in_type(images)).tensor  # [B, widths[-1], 1, 1]
         return self.head(invariant.flatten(1).to(images.dtype))  # escnn's group pooling always returns float32
+
+
+def two_layer_head(features, hidden, dropout, classes):
+    """[B, features] -> [B, classes], through two hidden layers."""
+    layers = []
+    for units in (features, hidden):
+        layers += [torch.nn.Dropout(dropout), torch.nn.Linear(units, hidden), torch.nn.BatchNorm1d(hidden),
+                   torch.nn.ELU()]
+    return torch.nn.Sequential(*layers, torch.nn.Dropout(dropout), torch.nn.Linear(hidden, classes))
 
 
 def check_sizes(widths, kernels, paddings, size):

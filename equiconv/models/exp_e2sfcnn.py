@@ -5,6 +5,7 @@ from operator import add
 
 import torch
 
+from .c8_steerable_cnn import mlp
 from .e2sfcnn import POOLED, check_sizes
 from .groups import parse_group, plane_of, restriction
 from .registry import register
@@ -16,6 +17,8 @@ class Pointwise:
     """Fields whose channels a group permutes: batch norm, ELU, maximum over space and, in the end, over the group.
 
     reprs  escnn representations, one field of each for each unit of width
+
+    Each step is a module, or a list of those for consecutive fields.
     """
 
     def __init__(self, reprs):
@@ -112,8 +115,7 @@ class Gated(Norms):
     def normalise(self, nn, fields):
         half = len(fields) // 2
         gates, gated = fields.index_select(list(range(half))), fields.index_select(list(range(half, 2 * half)))
-        return nn.MultipleModule(fields, half * ["gates"] + half * ["gated"],
-                                 [(nn.InnerBatchNorm(gates), "gates"), (super().normalise(nn, gated), "gated")])
+        return [nn.InnerBatchNorm(gates), super().normalise(nn, gated)]
 
     def activate(self, nn, fields):
         return (nn.InducedGatedNonLinearity1 if self.induced else nn.GatedNonLinearity1)(fields)
@@ -248,8 +250,8 @@ def exp_e2sfcnn(nn, *, fields="regular", group="C16", frequency=3, restricted=No
     group             C16 (rotations by multiples of 360/16 degrees), D16 (reflections too), SO2, O2, ...
     frequency         highest of the irreps, where rotations are by all angles
     restricted        (layer, group): behind that layer, counted from 1, equivariance is only to that subgroup
-    fixed_parameters  whether widths of the second to fifth layer are scaled so that these have about as many weights
-                      as with regular fields of C16
+    fixed_parameters  whether widths of the second to fifth layer are scaled so that convolutions between these have
+                      about as many weights as with regular fields of C16
     widths            fields of the six layers for each representation of the option; the sixth: invariants
     kernels           their kernel sizes, in pixels; odd
     paddings          their zero padding, in pixels
@@ -301,8 +303,7 @@ class ExpE2SFCNN(torch.nn.Module):
             current = layers[-1].out_type
         layers.append(nn.PointwiseAdaptiveMaxPool2D(current, 1))
         self.features = nn.SequentialModule(*layers)
-        self.head = torch.nn.Sequential(torch.nn.Linear(current.size, hidden), torch.nn.BatchNorm1d(hidden),
-                                        torch.nn.ELU(), torch.nn.Linear(hidden, classes))
+        self.head = mlp(current.size, hidden, classes)
 
     def _layer(self, nn, in_type, parts, width, kernel, padding, pooled, last):
         types = [part.fields(nn, in_type.gspace, width) for part in parts]
@@ -326,10 +327,12 @@ def _by_parts(nn, parts, types, steps):
     modules = []
     for step in steps:
         made = [getattr(part, step)(nn, fields) for part, fields in zip(parts, types)]
-        labels = [str(i) for i, fields in enumerate(types) for _ in fields]
-        modules.append(made[0] if len(made) == 1 else nn.MultipleModule(
-            reduce(add, types), labels, [(module, str(i)) for i, module in enumerate(made)]))
-        types = [module.out_type for module in made]
+        made = [found if isinstance(found, list) else [found] for found in made]  # of consecutive fields
+        every = [module for found in made for module in found]
+        labels = [str(i) for i, module in enumerate(every) for _ in module.in_type]
+        modules.append(every[0] if len(every) == 1 else nn.MultipleModule(
+            reduce(add, types), labels, [(module, str(i)) for i, module in enumerate(every)]))
+        types = [reduce(add, [module.out_type for module in found]) for found in made]
     return modules
 
 

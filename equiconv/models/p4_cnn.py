@@ -46,7 +46,7 @@ class P4CNN(torch.nn.Module):
         super().__init__()
         from escnn import gspaces
 
-        _check(image_size)
+        check_image_size(image_size)
         plane = (gspaces.flipRot2dOnR2 if reflections else gspaces.rot2dOnR2)(4)
         self.image_size = image_size
         self.in_type = nn.FieldType(plane, in_channels * [plane.trivial_repr])
@@ -82,7 +82,8 @@ def _most_frequencies(by_square, radius):
     return by_square[round((2 * radius) ** 2)]
 
 
-def _check(image_size):
+def check_image_size(image_size):
+    """Raises ValueError if it leaves no pixel, or a row over in the pooling."""
     pooled = image_size - 2 * (POOLED + 1)  # each kernel of 3 takes 2 pixels
     if pooled % 2:
         raise ValueError(f"image size {image_size} leaves a row over in the pooling: it must be even")

@@ -46,7 +46,7 @@ class SE3CNN(torch.nn.Module):
         super().__init__()
         from escnn import gspaces
 
-        _check(widths, samples, image_size)
+        check_volume(widths, samples, image_size)
         space = gspaces.rot3dOnR3()
         so3 = space.fibergroup
         self.in_type = nn.FieldType(space, in_channels * [space.trivial_repr])
@@ -62,12 +62,7 @@ class SE3CNN(torch.nn.Module):
         pool = nn.QuotientFourierELU(space, (False, -1), pooled, so3.bl_irreps(2), out_irreps=so3.bl_irreps(0),
                                      grid=snub_cube)
         self.pool = nn.SequentialModule(nn.R3Conv(fields, pool.in_type, 3, bias=False), pool)
-        head, units = [], pool.out_type.size
-        for size in (hidden, hidden // 2):
-            head += [torch.nn.Linear(units, size, bias=False), torch.nn.BatchNorm1d(size), torch.nn.ELU(),
-                     torch.nn.Dropout(dropout)]
-            units = size
-        self.head = torch.nn.Sequential(*head, torch.nn.Linear(units, classes))
+        self.head = head_of(pool.out_type.size, hidden, dropout, classes)
 
     def forward(self, volumes):  # [B, in_channels, D, H, W] -> [B, classes]
         invariant = self.pool(self.blocks(self.stem(self.in_type(volumes)))).tensor  # [B, pooled, d, h, w]
@@ -107,7 +102,18 @@ def polynomials(space, degree):
     return directsum(powers, name=f"polynomial_{degree}")
 
 
-def _check(widths, samples, image_size):
+def head_of(features, hidden, dropout, classes):
+    """[B, features] -> [B, classes], through layers of `hidden` and half as many units."""
+    layers, units = [], features
+    for size in (hidden, hidden // 2):
+        layers += [torch.nn.Linear(units, size, bias=False), torch.nn.BatchNorm1d(size), torch.nn.ELU(),
+                   torch.nn.Dropout(dropout)]
+        units = size
+    return torch.nn.Sequential(*layers, torch.nn.Linear(units, classes))
+
+
+def check_volume(widths, samples, image_size):
+    """Raises ValueError if there are not as many samples as widths, or the size breaks the equivariance."""
     if len(widths) != len(samples):
         raise ValueError(f"as many samples as widths are needed, got {len(samples)} and {len(widths)}")
     size = image_size
