@@ -58,7 +58,7 @@ def warp(images, matrices, size):
     return torch.cat(rendered)
 
 
-@lru_cache(2)
+@lru_cache(4)
 def rotated_digits(image_size):
     """(train, test): Split of 4000 and of 1000 digits [n, 1, image_size, image_size], each turned by a random angle."""
     images, labels, generator = shuffled_digits()

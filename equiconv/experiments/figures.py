@@ -110,12 +110,19 @@ def _looks(series):
 
 
 def examples(path, rows, titles, color_map="gray_r", limits=(0, 1), label=None):
-    """Rows of images in one colour map. rows: lists of [H, W] tensors, as many each; label: of the colour bar, if any"""
+    """Rows of images in one colour map.
+
+    rows    lists of [H, W] tensors, as many each
+    limits  values of the map's ends: one pair, or one for each row
+    label   of the colour bar, if there is to be one
+    """
+    limits = limits if isinstance(limits, list) else len(rows) * [limits]
+
     def draw(figure, _):
         grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
-        for images, title, line in zip(rows, titles, grid):
+        for images, title, line, (low, high) in zip(rows, titles, grid, limits):
             for image, axes in zip(images, line):
-                shown = axes.imshow(image, cmap=color_map, vmin=limits[0], vmax=limits[1], interpolation="nearest")
+                shown = axes.imshow(image, cmap=color_map, vmin=low, vmax=high, interpolation="nearest")
                 axes.set(xticks=[], yticks=[])
                 axes.grid(False)
                 axes.spines[["top", "right"]].set_visible(True)

@@ -26,7 +26,7 @@ VORTEX, VORTEX_LENGTH, VORTEX_POINTS = 3e10, (0.5, 2.0), 50  # solar masses; arc
 CHUNK = 50  # images that a process simulates at a time
 
 
-def simulated(folder, count, size, console=None):
+def simulated(folder, count, size):
     """(images [count, size, size] float32 with a peak of about 1, classes [count] int64), the same on every call.
 
     Image i depends on i and the size alone, and shows class i modulo 3. Simulated in parallel once, and kept in the
