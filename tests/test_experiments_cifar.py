@@ -47,7 +47,7 @@ def test_bad_files(tmp_path):
     def load(**settings):
         cifar.read.cache_clear()
         experiment = get("cifar")
-        return experiment.load(resolve(experiment, {}, {"train_size": 64, "batch_size": 8, "device": "cpu", **settings}))
+        return experiment.load(resolve(experiment, {"train_size": 64, "batch_size": 8, "device": "cpu"}, settings))
     with pytest.raises(MissingData, match="which --data names"):
         load()
     with pytest.raises(MissingData, match="data_batch_1.bin: there is no such file"):

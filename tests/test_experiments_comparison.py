@@ -73,7 +73,8 @@ def test_flags_come_before_networks_before_file(tmp_path):
     ({"train_sizes": 10}, "train_sizes must be at least 1"), ({"seeds": 0}, "seeds must be at least 1"),
     ({"seeds": True}, "seeds must be at least 1"), ({"train_size": 3}, "a comparison takes no train_size"),
     ({"depth": 3}, "unknown settings: depth"), ({"networks": {"c8": {"model": "resnet"}}}, "model must be one of"),
-    ({"networks": NETWORKS, "train_sizes": [4001]}, "4000 digits"), ({"networks": {"c8": {"model_options": {"size": 1}}}}, "option 'size'"),
+    ({"networks": NETWORKS, "train_sizes": [4001]}, "4000 digits"),
+    ({"networks": {"c8": {"model_options": {"size": 1}}}}, "option 'size'"),
     ({"augmentation": "blur"}, "augmentation must be one of none, rotation"),
     ({"optimizer": "lion"}, "optimizer must be one of adam"), ({"image_size": 28}, "but the model's is 21")])
 def test_bad_plans(tmp_path, given, message):
@@ -97,7 +98,7 @@ def test_comparison_writes_its_files(tmp_path):
     own, other = (next(r for r in table if r["network"] == n and r["train_size"] == "32") for n in NETWORKS)
     gain = float(own["score"]) - float(other["score"])
     line = next(line for line in text.splitlines() if line.startswith("- With 32 training samples"))
-    assert f"accuracy (%) {float(own['score']):.2f}" in line
+    assert f"accuracy (%): **C8 steerable** {float(own['score']):.2f}" in line
     assert f"{abs(gain):.2f} {'more' if gain >= 0 else 'less'}. Training took {float(own['seconds']):.1f} s" in line
     assert float(rows(tmp_path / "c8" / "32-0" / "epochs.csv")[-1]["score"]) == pytest.approx(float(own["score"]))
     steps = rows(tmp_path / "c8" / "32-0" / "steps.csv")
@@ -157,8 +158,8 @@ def test_command_line(tmp_path, monkeypatch):
     assert done.exit_code == MISUSED and "without lr" in done.output
     done = call(*arguments, "--resume")
     assert done.exit_code == 0 and "report: here/report.md" in done.output, done.output
-    assert re.search(r"With 16 training samples C8 steerable has accuracy", done.output)
-    for wrong, message in ((["--train-sizes", "ten"], "whole numbers with commas"), (["--networks", "c9"], "no network")):
+    assert re.search(r"With 16 training samples, accuracy \(%\):\s+C8 steerable", done.output)
+    for wrong, message in ((["--train-sizes", "ten"], "whole numbers with"), (["--networks", "c9"], "no network")):
         done = call(*arguments, *wrong)
         assert done.exit_code == MISUSED and message in done.output, done.output
     done = call("train", "--networks", "c8")
@@ -168,7 +169,8 @@ def test_command_line(tmp_path, monkeypatch):
 def test_official_mnist_rot(tmp_path):
     generator = torch.Generator().manual_seed(0)
     for part, count in (("train_valid", 12), ("test", 3)):
-        lines = [" ".join(f"{v:.4f}" for v in torch.rand(784, generator=generator)) + f" {i % 10}.0" for i in range(count)]
+        table = torch.cat([torch.rand(count, 784, generator=generator), torch.arange(count)[:, None] % 10], 1)
+        lines = [" ".join(f"{v:.4f}" for v in row) for row in table.tolist()]
         (tmp_path / OFFICIAL.format(part)).write_text("\n".join(lines))
     experiment = get("mnist-rot")
     config = comparison.resolve(experiment, {}, {"data": str(tmp_path), "train_size": 12, "batch_size": 4})

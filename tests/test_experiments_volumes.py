@@ -137,7 +137,7 @@ def test_segmenter_is_equivariant():
 def test_twin_of_equal_parameters():
     sizes = [sum(p.numel() for p in models.create(name).parameters()) for name in ("se3_segmenter", "cnn_segmenter")]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.15)
-    for name, network in get("volumes-brain").comparison.networks.items():
+    for network in get("volumes-brain").comparison.networks.values():
         found = sum(p.numel() for p in models.create(network.settings["model"],
                                                      **network.settings["model_options"]).parameters())
         sizes.append(found)

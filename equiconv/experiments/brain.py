@@ -106,8 +106,8 @@ def _network(title, model, **options):
 
 EXPERIMENT = Experiment(
     name="volumes-brain",
-    summary="grey and white matter in turned patches of the MNI152 brain (nilearn), 2 mm voxels; trained on the back of "
-            "the brain, tested on its front",
+    summary="grey and white matter in turned patches of the MNI152 brain (nilearn), 2 mm voxels; trained on the back "
+            "of the brain, tested on its front",
     load=load,
     models=("se3_segmenter", "cnn_segmenter"),
     defaults={"epochs": 20, "batch_size": 8, "train_size": TRAIN_SIZE, "lr": 5e-3, "schedule": "cosine"},

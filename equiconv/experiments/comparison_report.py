@@ -102,9 +102,10 @@ def _account(plan, experiment, groups):
             reached = own.seconds_to(other.mean("score"))
             passes = "never reached that score" if reached is None else f"reached that score after {reached:.1f} s"
             sentences.append(
-                f"With {size} training samples **{own.title}** has {experiment.score_name} {own.shown('score')}, "
-                f"**{other.title}** {other.shown('score')}: {abs(gain):.2f} {'more' if gain >= 0 else 'less'}. Training "
-                f"took {own.mean('seconds'):.1f} s instead of {other.mean('seconds'):.1f} s; {own.title} {passes}.")
+                f"With {size} training samples, {experiment.score_name}: **{own.title}** {own.shown('score')}, "
+                f"**{other.title}** {other.shown('score')}; {abs(gain):.2f} {'more' if gain >= 0 else 'less'}. "
+                f"Training took {own.mean('seconds'):.1f} s instead of {other.mean('seconds'):.1f} s; {own.title} "
+                f"{passes}.")
     return sentences
 
 
@@ -141,9 +142,9 @@ def _settings(plan, configs):
                      config.lr, config.epochs, models.citation(config.model)))
     header = ("network", "folder", "model", "options", "augmentation", "optimizer", "learning rate", "epochs", "source")
     settings = [(n, f"`{v}`") for n, v in plan.settings.items()]
+    settings = [("seeds", plan.seeds), ("least_steps", plan.least_steps), *settings]
     return ["## Networks", f"With {size} training samples:", report.markdown(header, rows), "## Settings",
-            report.markdown(("setting", "value"), [("seeds", plan.seeds), ("least_steps", plan.least_steps), *settings]),
-            report.environment_section()]
+            report.markdown(("setting", "value"), settings), report.environment_section()]
 
 
 def _cell(value):

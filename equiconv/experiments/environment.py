@@ -28,8 +28,8 @@ def optional_packages():
     """{package: what its presence or absence means}"""
     meanings = {
         "py3nj": ("installed", "not installed: escnn computes SO(3) Clebsch-Gordan coefficients numerically"),
-        "sklearn": ("installed: without its cache, escnn 1.0.11 cannot build layers for D_N and polyhedral groups beside "
-                    "it; equiconv can", "not installed"),
+        "sklearn": ("installed: beside it and without its cache, escnn 1.0.11 cannot build layers for D_N and "
+                    "polyhedral groups; equiconv can", "not installed"),
         "lenstronomy": ("installed", "not installed: no experiment lensing"),
         "nilearn": ("installed", "not installed: no experiment volumes-brain"),
     }

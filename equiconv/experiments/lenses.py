@@ -1,7 +1,8 @@
 """Strong gravitational lenses with three kinds of dark matter in them, simulated with lenstronomy.
 
-After the first data set of DeepLenseSim (Alexander et al., Deep Learning the Morphology of Dark Matter Substructure, ApJ
-2020): a Sersic source behind an isothermal ellipsoid with shear, seen through a Gaussian point spread function, with noise.
+After the first data set of DeepLenseSim (Alexander et al., Deep Learning the Morphology of Dark Matter Substructure,
+ApJ 2020): a Sersic source behind an isothermal ellipsoid with shear, seen through a Gaussian point spread function,
+with noise.
 """
 import hashlib
 import os

@@ -79,7 +79,8 @@ PLAIN = {"stem": 3, "widths": [4, 6, 8], "inner": [4, 6, 7], "pooled": 16, "hidd
 
 EXPERIMENT = Experiment(
     name="volumes",
-    summary="voxelised shapes of four cubes in random orientations, with noise; eight classes, two of them mirror images",
+    summary="voxelised shapes of four cubes in random orientations, with noise; eight classes, two of them mirror "
+            "images",
     load=load,
     models=("se3_cnn", "cnn_3d"),
     defaults={"epochs": 20, "batch_size": 16, "train_size": TRAIN_SIZE, "lr": 3e-3, "schedule": "cosine",

@@ -20,7 +20,7 @@ from .segmentation import SE3Segmenter, cnn_segmenter, se3_segmenter
 
 __all__ = ["CNN", "DeepLenseCNN", "E2SFCNN", "E2WRN", "ETNetwork", "EquivariantMLP", "EquivariantTransformer",
            "ExpE2SFCNN", "HNet", "HarmonicConv", "ModulusBatchNorm", "ModulusReLU", "P4CNN", "PlainCNN", "PlainCNN3D",
-           "SE3CNN", "SE3Segmenter", "SteerableCNN", "WideResNet", "c8_steerable_cnn", "citation", "cnn", "cnn_3d", "complexity",
-           "create", "deeplense_c4_cnn", "e2sf_cnn", "e2sfcnn", "e2wrn", "equivariant_mlp", "equivariant_transformer",
+           "SE3CNN", "SE3Segmenter", "SteerableCNN", "WideResNet", "c8_steerable_cnn", "citation", "cnn", "cnn_3d",
+           "cnn_segmenter", "complexity", "create", "deeplense_c4_cnn", "e2sf_cnn", "e2sfcnn", "e2wrn", "equivariant_mlp", "equivariant_transformer",
            "exp_e2sf_cnn", "exp_e2sfcnn", "hnet", "hnet_cnn", "input_shape", "names", "p4_cnn", "register", "se3_cnn",
            "wrn", "z2_cnn"]

@@ -24,7 +24,7 @@ def se3_segmenter(nn, *, widths=(6, 8, 8), kernels=(5, 3, 3), frequency=2, in_ch
 
 
 class SE3Segmenter(torch.nn.Module):
-    """R3Conv, IIDBatchNorm3d and QuotientFourierELU on functions on the sphere, several times; a last, pointwise R3Conv.
+    """R3Conv, IIDBatchNorm3d and QuotientFourierELU on functions on the sphere, several times; a pointwise R3Conv.
 
     forward: volumes [B, in_channels, D, H, W] -> logits [B, classes, D, H, W]
     in_type, out_type: field types of the two
