@@ -10,9 +10,11 @@ RESULTS = Path(__file__).parent / "results"
 class Row:
     """One method doing one kind of work on one case. Times are per call; "" stands for what does not apply.
 
-    op, mode    conv: forward, training, inference; expand_filter: expand, expand_training; construction: warm, ...
-    method      escnn, escnn_compiled, torch (a plain layer of equal width), equiconv, and equiconv by either method of
-                its convolutions: equiconv_dense, equiconv_factorised
+    op, mode    conv: forward, training, inference; expand_filter: expand, expand_training; construction: warm, ...;
+                network: training (a step of a whole network)
+    method      escnn, escnn_compiled, torch (a plain layer or network of equal width), twin (a plain network of equal
+                parameters), equiconv, and equiconv by either method of its convolutions: equiconv_dense,
+                equiconv_factorised
     layout      memory layout of the input: contiguous or channels_last
     batch, size of the input
     speedup     median over the rounds of escnn's time / this one's, with its p20 and p80

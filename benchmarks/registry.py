@@ -4,11 +4,11 @@ from fnmatch import fnmatchcase
 
 from tests.cases import CASES
 
-from . import field_layers
+from . import field_layers, network_steps
 
 OPS = {"conv": ("forward", "training", "inference"), "expand_filter": ("expand", "expand_training"),
-       "construction": (), **dict.fromkeys(field_layers.OPS, ("training",))}
-CASES_OF_OPS = {**CASES, **field_layers.LAYERS}
+       "construction": (), **dict.fromkeys((*field_layers.OPS, network_steps.OP), ("training",))}
+CASES_OF_OPS = {**CASES, **field_layers.LAYERS, **network_steps.NETWORKS}
 HEADLINE = ("c8_16_k5", "c4_32_k3", "d4_16_k3", "d8_16_k5", "so3_16_k5")
 
 

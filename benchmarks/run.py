@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from typer import Option
 
-from . import construction, field_layers, machine, records
+from . import construction, field_layers, machine, network_steps, records
 from .equality import Differs
 from .layers import LAYOUTS, Unavailable, equiconv_nn
 from .measure import measure, measure_construction, timed
@@ -20,6 +20,7 @@ from .precision import PRECISIONS, lookup
 from .registry import OPS, PRESETS, matches, select
 from .table import table
 
+MEASURED_WHOLE = {field_layers.FieldLayer: field_layers.measure, network_steps.Network: network_steps.measure}
 console = Console(width=None if sys.stdout.isatty() else 160)
 app = typer.Typer(add_completion=False)
 
@@ -38,8 +39,8 @@ class Run:
         """Rows of one case; of its construction where dtype is None. Raises Differs."""
         if dtype is None:
             return measure_construction(case, _methods_that_build(), console.print)
-        if isinstance(case, field_layers.FieldLayer):
-            return field_layers.measure(case, self.device, dtype, self.budget_s, timed, self.layout)
+        if type(case) in MEASURED_WHOLE:
+            return MEASURED_WHOLE[type(case)](case, self.device, dtype, self.budget_s, timed, self.layout)
         if dtype not in self.peaks:
             self.peaks[dtype] = found = machine.measure_peaks(self.device, lookup(dtype, self.device))
             console.print(f"{dtype}: a large matrix product {found.flops_per_s * 1e-9:.0f} GFLOP/s, "
@@ -80,11 +81,11 @@ def run(
             raise typer.BadParameter(f"{what} must be one of {', '.join(known)}, got {', '.join(unknown)}")
 
     compiled = chosen.compiled if compile is None else ("*",) if compile else ()
-    of_fields = [c for c in (cases if case else field_layers.LAYERS.values())
-                 if isinstance(c, field_layers.FieldLayer) and c.op in ops]
-    cases = [c for c in cases if not isinstance(c, field_layers.FieldLayer)]
+    of_whole = [c for c in (cases if case else [*field_layers.LAYERS.values(), *network_steps.NETWORKS.values()])
+                if type(c) in MEASURED_WHOLE and c.op in ops]
+    cases = [c for c in cases if type(c) not in MEASURED_WHOLE]
     of_convolutions = tuple(o for o in ops if o in ("conv", "expand_filter"))
-    jobs = [(c, name) for name in dtypes for c in (cases if of_convolutions else []) + of_fields]
+    jobs = [(c, name) for name in dtypes for c in (cases if of_convolutions else []) + of_whole]
     if "construction" in ops:
         jobs += [(c, None) for c in (cases if case else construction.cases())]
     limit_s = float("inf") if case else chosen.limit_s

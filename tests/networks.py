@@ -24,7 +24,7 @@ CONVENTIONAL = {  # the same of their twins
                 "image_size": 9}, (1, 9, 9, 9)),
     "deeplense_cnn": ({"widths": 6 * (4,), "hidden": 8, "image_size": 32}, (1, 32, 32)),
     "e2sf_cnn": ({"widths": 6 * (4,), "hidden": 8, "dropout": 0.0}, (1, 28, 28)),
-    "et_cnn": ({"grid": 52, "features": 4, "dropout": 0.0}, (1, 28, 28)),
+    "et_cnn": ({"grid": 52, "features": 16, "dropout": 0.0}, (1, 28, 28)),
     "exp_e2sf_cnn": ({"widths": 6 * (4,), "hidden": 8}, (1, 28, 28)),
     "hnet_cnn": ({"features": 4}, (1, 16, 16)),
     "wrn28_10": ({"depth": 10, "widths": (4, 8, 8), "dropout": 0.0}, (3, 9, 9)),

@@ -16,6 +16,7 @@ from benchmarks import (
     field_layers,
     layers,
     machine,
+    network_steps,
     networks,
     precision,
     records,
@@ -24,8 +25,10 @@ from benchmarks import (
     run,
     timing,
 )
+from benchmarks.equality import Differs
 from benchmarks.machine import ROOT
 from benchmarks.timing import Measurement
+from equiconv import models
 from tests.cases import CASES, LARGE, REAL, SMALL
 
 TINY = "c4_regular"
@@ -121,6 +124,48 @@ def test_run_of_layers_between_convolutions(small_machine, tmp_path, monkeypatch
     assert [(r.case, r.op, r.mode, r.method) for r in rows] == [
         (case, op, "training", method) for method in ("escnn", "equiconv")]
     assert rows[1].error < FLOAT32.tolerance and 0 < rows[1].memory_mb <= rows[0].memory_mb
+
+
+def test_run_of_a_step_of_a_whole_network(small_machine, tmp_path, monkeypatch):
+    small = network_steps.Network("p4_cnn", "z2_cnn", batches=(2, 2))
+    monkeypatch.setitem(registry.CASES_OF_OPS, "p4_cnn", small)
+    out = tmp_path / "out.csv"
+    result = invoke(run.app, "--case", "p4_cnn", "--device", "cpu", "--op", "network", "--budget", 1e-6, "--out", out)
+    assert result.exit_code == 0, result.output
+    rows = {r.method: r for r in records.read(out)}
+    assert list(rows) == ["escnn", "equiconv", "torch", "twin"]
+    assert all((r.case, r.op, r.mode, r.size) == ("p4_cnn", "network", "training", "28x28") for r in rows.values())
+    assert rows["equiconv"].error < FLOAT32.tolerance and rows["equiconv"].median_ms > 0
+    assert (rows["torch"].note, rows["twin"].note) == ("z2_cnn_wide", "z2_cnn")
+
+
+def test_a_network_that_computes_something_else_is_not_timed(monkeypatch):
+    case = network_steps.Network("p4_cnn", "z2_cnn", batches=(2, 2))
+    build = network_steps._uninitialised
+
+    def other(name):
+        model = build(name)
+        model.forward = lambda images, forward=model.forward: 1.01 * forward(images)
+        return model
+
+    monkeypatch.setattr(network_steps, "_uninitialised", other)
+    with pytest.raises(Differs, match="p4_cnn, equiconv: relative error"):
+        network_steps.measure(case, "cpu", "float32", 0, lambda *_: pytest.fail("timed"))
+
+
+def test_networks_are_published_with_twins():
+    assert not set(network_steps.NETWORKS) & {*CASES, *field_layers.LAYERS}
+    for case in network_steps.NETWORKS.values():
+        assert {case.name, case.twin, f"{case.twin}_wide"} <= set(models.names())
+
+
+def test_a_step_changes_every_weight():
+    model = models.create("z2_cnn", width=2)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    step = network_steps.Step(model, torch.randn(4, 1, 28, 28), torch.arange(4), FLOAT32)
+    step.optimizer.param_groups[0]["lr"] = 0.1
+    step()
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if p.dim() > 1)
 
 
 def test_layers_between_convolutions():

@@ -1,4 +1,5 @@
 """Networks by name, the same with escnn's layers and with equiconv's; and the check of their equivariance."""
+import functools
 import warnings
 
 import escnn.nn
@@ -17,6 +18,7 @@ from tests import networks
 from tests.networks import ALL, CONVENTIONAL
 
 SMALL = {"widths": (2, 2, 2, 3, 3, 3), "hidden": 8, "classes": 4}
+size_of = functools.cache(models.complexity)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,19 +69,20 @@ def test_complexity_is_that_of_the_arithmetic():
     ("e2wrn28_10", 37.2, 98.4), ("wrn28_10", 36.5, 5.95), ("deeplense_c4_cnn", 3.6, 23.4), ("exp_e2sfcnn", 1.2, 3.5),
 ])
 def test_complexity_at_the_published_sizes(name, parameters, gmacs):
-    found = models.complexity(name)
+    found = size_of(name)
     assert found.parameters / 1e6 == pytest.approx(parameters, rel=5e-3)
     assert found.macs / 1e9 == pytest.approx(gmacs, rel=5e-3)
 
 
 TWINS = {"c8_steerable_cnn": "cnn", "deeplense_c4_cnn": "deeplense_cnn", "e2sfcnn": "e2sf_cnn", "se3_cnn": "cnn_3d",
          "exp_e2sfcnn": "exp_e2sf_cnn", "p4_cnn": "z2_cnn", "hnet": "hnet_cnn", "equivariant_transformer": "et_cnn",
+         "equivariant_mlp": "plain_mlp",
          **{f"e2{name}": name for name in ("wrn10_4", "wrn16_8", "wrn28_7", "wrn28_10")}}
 
 
 @pytest.mark.parametrize("name,twin", TWINS.items())
 def test_twins_of_equal_parameters(name, twin):
-    assert models.complexity(twin).parameters == pytest.approx(models.complexity(name).parameters, rel=0.15)
+    assert size_of(twin).parameters == pytest.approx(size_of(name).parameters, rel=0.15)
 
 
 @pytest.mark.parametrize("name,twin", [item for item in TWINS.items() if item[0] not in (
@@ -87,13 +90,13 @@ def test_twins_of_equal_parameters(name, twin):
 def test_twins_of_equal_width(name, twin):
     """The dense filters of both have the same shapes, but for the last: e2wrn has an odd scalar field more, and a sum
     of invariants in the head is a maximum over the group in steerable networks."""
-    assert models.complexity(f"{twin}_wide").macs == pytest.approx(models.complexity(name).macs, rel=2e-3)
+    assert size_of(f"{twin}_wide").macs == pytest.approx(size_of(name).macs, rel=2e-3)
 
 
 def test_twin_of_the_width_of_hnet():
     """But for its last convolution, which has a complex output of each order for each of the twin's channels."""
-    wide, top = models.complexity("hnet_cnn_wide").macs, 25 * 128 * 10 * 7 * 7
-    assert models.complexity("hnet").macs == wide + 3 * top
+    wide, top = size_of("hnet_cnn_wide").macs, 25 * 128 * 10 * 7 * 7
+    assert size_of("hnet").macs == wide + 3 * top
 
 
 def test_twin_of_the_width_of_the_transformer():

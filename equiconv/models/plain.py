@@ -1,4 +1,5 @@
-"""Conventional twins of the steerable networks that end in a maximum or mean over space, and of those for volumes.
+"""Conventional twins of the steerable networks that end in a maximum or mean over space, and of those for volumes and
+vectors.
 
 Of equal parameters, or of equal width, that is with as many channels as the fields of the steerable network have.
 """
@@ -115,6 +116,15 @@ class PlainBlock3D(torch.nn.Module):
         return self.skip(x) + self.residual(x)
 
 
+def plain_mlp(nn, *, widths=(10, 11, 11, 10), in_features=3, out_features=5):
+    """Linear, BatchNorm1d and ELU for each width, then Linear: the twin of equivariant_mlp. nn is not needed."""
+    layers, features = [], in_features
+    for width in widths:
+        layers += [torch.nn.Linear(features, width, bias=False), torch.nn.BatchNorm1d(width), torch.nn.ELU()]
+        features = width
+    return torch.nn.Sequential(*layers, torch.nn.Linear(features, out_features, bias=False))
+
+
 def _conv_3d(in_channels, out_channels, kernel, stride=1, padding=None):
     conv = torch.nn.Conv3d(in_channels, out_channels, kernel, stride, kernel // 2 if padding is None else padding,
                            bias=False)
@@ -129,6 +139,7 @@ for _build, _shape, _of, _wide in (
     (hnet_cnn, (1, 28, 28), "hnet", {"features": 32}),
     (cnn_3d, (1, 33, 33, 33), "se3_cnn", {"stem": 39, "widths": (80, 240, 480, 320), "inner": (70, 175, 175, 350),
                                           "pooled": 1152}),
+    (plain_mlp, (3,), "equivariant_mlp", {"widths": (12, 128, 128, 45)}),
 ):
     register(citation=f"conventional twin of {_of}, of equal parameters", input_shape=_shape)(_build)
     register(name=f"{_build.__name__}_wide", citation=f"conventional twin of {_of}, of equal width",

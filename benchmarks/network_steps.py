@@ -1,0 +1,133 @@
+"""Whole networks: a step of training, from images to changed weights, beside escnn's and the conventional twins'.
+
+Each is the published network of equiconv.models at its published size; only the batch is small on a CPU. Methods:
+escnn and equiconv (the same network, with the same weights), torch (the conventional network with as many channels) and
+twin (with as many parameters). A step is the forward pass, cross-entropy, backward pass and SGD with momentum.
+"""
+from contextlib import ExitStack
+from dataclasses import dataclass
+from unittest.mock import patch
+
+import escnn.nn
+import torch
+
+from equiconv import models
+
+from .equality import check
+from .layers import equiconv_nn
+from .precision import autocast, lookup, torch_switches
+from .records import Row
+
+OP = "network"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of equiconv.models and its twins, by name.
+
+    twin   of equal parameters; that of equal width is named twin_wide
+    batch  images in a step: on the CPU, on a GPU
+    """
+    name: str
+    twin: str
+    batches: tuple
+    op = OP
+    module = "a step of training"
+
+    @property
+    def source(self):
+        return models.citation(self.name)
+
+    def batch_on(self, device):
+        return self.batches[torch.device(device).type == "cuda"]
+
+    def shape(self):
+        return models.input_shape(self.name)
+
+
+NETWORKS = {network.name: network for network in (
+    Network("e2sfcnn", "e2sf_cnn", batches=(2, 64)),
+    Network("c8_steerable_cnn", "cnn", batches=(4, 64)),
+    Network("e2wrn16_8", "wrn16_8", batches=(1, 16)),
+    Network("e2wrn28_10", "wrn28_10", batches=(1, 32)),
+    Network("se3_cnn", "cnn_3d", batches=(2, 32)),
+    Network("hnet", "hnet_cnn", batches=(8, 64)),
+    Network("deeplense_c4_cnn", "deeplense_cnn", batches=(2, 64)),
+)}
+
+
+class Step:
+    """A step of training of a model, as a function without arguments."""
+
+    def __init__(self, model, images, labels, precision):
+        self.model, self.images, self.labels, self.precision = model, images, labels, precision
+        self.optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
+
+    def logits(self):
+        with autocast(self.precision, self.images.device):
+            return self.model(self.images)
+
+    def loss(self):
+        return torch.nn.functional.cross_entropy(self.logits(), self.labels)
+
+    def evaluated(self):
+        """Logits and gradients in evaluation mode, where dropout draws nothing."""
+        self.model.eval()
+        logits = self.logits()
+        gradients = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, self.labels),
+                                        [p for _, p in sorted(self.model.named_parameters()) if p.requires_grad])
+        self.model.train()
+        return logits, torch.cat([g.flatten() for g in gradients])
+
+    def __call__(self):
+        self.optimizer.zero_grad()
+        self.loss().backward()
+        self.optimizer.step()
+
+
+def measure(case, device, dtype, budget_s, timed, layout="contiguous"):
+    """Rows of a Network. Raises Differs, before anything is timed, where equiconv's computes something else.
+
+    timed  timed(functions, device, budget_s) -> {method: columns of a Row}
+    """
+    precision = lookup(dtype, device)
+    with torch_switches(precision):
+        steps = _steps(case, device, precision, layout)
+        with torch.no_grad():
+            steps["escnn"].logits()  # statistics of a batch
+        steps["equiconv"].model.load_state_dict(steps["escnn"].model.state_dict())
+        error = check(f"{case.name}, equiconv", steps["equiconv"].evaluated(), steps["escnn"].evaluated(),
+                      precision.tolerance)
+        rows = timed(steps, device, budget_s)
+    return [Row(case=case.name, source=case.source, op=OP, mode="training", dtype=dtype, layout=layout,
+                batch=case.batch_on(device), size="x".join(map(str, case.shape()[1:])), method=method, **columns,
+                error=error if method == "equiconv" else "",
+                note={"torch": f"{case.twin}_wide", "twin": case.twin}.get(method, ""))
+            for method, columns in rows.items()]
+
+
+def _steps(case, device, precision, layout):
+    """{method: Step}, on the same images."""
+    built = {"escnn": _uninitialised(case.name), "equiconv": _build(case.name, equiconv_nn()),
+             "torch": _build(f"{case.twin}_wide", escnn.nn), "twin": _build(case.twin, escnn.nn)}
+    built["escnn"].load_state_dict(built["equiconv"].state_dict())
+    shape = case.shape()
+    images = torch.randn(case.batch_on(device), *shape, device=device, dtype=precision.activations)
+    if layout == "channels_last":
+        images = images.contiguous(memory_format={3: torch.channels_last, 4: torch.channels_last_3d}[len(shape)])
+    labels = torch.arange(len(images), device=device) % 3  # all have three classes or more
+    return {method: Step(model.to(device, precision.parameters).train(), images, labels, precision)
+            for method, model in built.items()}
+
+
+def _build(name, nn):
+    torch.manual_seed(0)
+    return models.create(name, nn)
+
+
+def _uninitialised(name):
+    """escnn's network without its initialisation, which takes minutes: it gets equiconv's weights."""
+    with ExitStack() as stack:
+        for method in ("generalized_he_init", "deltaorthonormal_init"):
+            stack.enter_context(patch.object(escnn.nn.init, method, lambda *_, **__: None))
+        return _build(name, escnn.nn)
