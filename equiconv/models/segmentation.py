@@ -52,7 +52,7 @@ class SE3Segmenter(torch.nn.Module):
 
 
 @register(citation="conventional twin of se3_segmenter, of equal parameters", input_shape=(1, 33, 33, 33))
-def cnn_segmenter(nn, *, widths=(14, 17, 17), kernels=(5, 3, 3), in_channels=1, classes=3):
+def cnn_segmenter(nn, *, widths=(4, 6, 6), kernels=(5, 3, 3), in_channels=1, classes=3):
     """The twin of se3_segmenter, whose arguments are meant; nn is not needed, and widths are channels."""
     _check(widths, kernels)
     layers, channels = [], in_channels
