@@ -139,7 +139,7 @@ def test_settings_from_a_file():
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["lenses"], "there is no experiment 'lenses'; there are mnist-rot"),
+    (["lenses"], "there is no experiment 'lenses'; there are cifar, "),
     (["--config", "none.json"], "none.json: No such file"),
     (["--model-options", "{"], "--model-options is not JSON"),
     (["--model-options", '{"image_size": 28}'], "image size 28"),

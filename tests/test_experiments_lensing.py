@@ -34,7 +34,7 @@ def spots(monkeypatch):
 
 
 def test_networks_train(tmp_path, spots):
-    tiny = {"widths": [1] * 6, "kernels": [3] * 6, "hidden": 4, "image_size": 21, "paddings": [0, 1, 1, 1, 1, 1]}
+    tiny = {"widths": [1] * 6, "kernels": [5] * 6, "hidden": 4, "image_size": 21, "paddings": [0, 2, 2, 2, 2, 2]}
     networks = {"c4": {"model_options": tiny}, "h-net": {"model_options": {"features": 1, "image_size": 20}},
                 "resnet": {"image_size": 21, "model_options": {"widths": [1, 1, 1]}}}
     table = compare(get("lensing"), tmp_path, networks, [16])
