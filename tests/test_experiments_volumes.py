@@ -129,7 +129,8 @@ def test_the_real_brain():
 def test_segmenter_is_equivariant():
     torch.manual_seed(0)
     model = models.create("se3_segmenter", widths=(2, 2), kernels=(3, 3), frequency=1)
-    assert check_equivariance(model.layers, input_size=9).max_exact < 1e-5  # of fields: a plain tensor counts as invariant
+    # Of fields: a plain tensor would count as invariant.
+    assert check_equivariance(model.layers, input_size=9).max_exact < 1e-5
     with pytest.raises(ValueError, match="as many odd kernels as widths"):
         models.create("se3_segmenter", widths=(2, 2), kernels=(3,))
 
