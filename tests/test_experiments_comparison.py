@@ -93,7 +93,7 @@ def test_comparison_writes_its_files(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"c8", "cnn-augmented", "comparison.csv", "data_efficiency.png",
                                                     "plan.json", "report.md", "wall_clock.png"}
     text = (tmp_path / "report.md").read_text()
-    assert "All 4 runs are complete" in text and "](wall_clock.png)" in text
+    assert "Complete: 4 runs." in text and "](wall_clock.png)" in text
     # What it says of the networks is what the runs wrote.
     own, other = (next(r for r in table if r["network"] == n and r["train_size"] == "32") for n in NETWORKS)
     gain = float(own["score"]) - float(other["score"])

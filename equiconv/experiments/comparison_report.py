@@ -50,7 +50,8 @@ def write(plan, experiment, configs, results, test, console):
         sentences = _account(plan, experiment, groups)
         for sentence in sentences:
             console.print(sentence.replace("**", ""))
-        parts += ["\n".join(f"- {s}" for s in sentences), f"## Test {experiment.score_name}",
+        parts += ["\n".join(f"- {s}" for s in sentences)] * bool(sentences)
+        parts += [f"## Test {experiment.score_name}",
                   "Rows: networks; columns: numbers of training samples.", report.markdown(header, table)]
         parts += _figures(plan, experiment, groups, test)
         parts += ["## Every run", report.markdown(rows[0], [[_cell(v) for v in r.values()] for r in rows])]
@@ -74,7 +75,7 @@ def _groups(plan, results):
 
 def _state(results, configs):
     if len(results) == len(configs):
-        return f"All {len(configs)} runs are complete."
+        return f"Complete: {len(configs)} runs."
     return f"**Interrupted** after {len(results)} of {len(configs)} runs; `--resume` goes on."
 
 
