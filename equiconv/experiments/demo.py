@@ -19,7 +19,7 @@ from .config import plain
 from .files import load_checkpoint, save_checkpoint, write_csv, write_text
 from .learner import Learner, batches, steps_per_epoch
 from .processes import StopRequest, World
-from .training import CHECKPOINT, Diverged, progress_bar
+from .training import CHECKPOINT, SAVE_EVERY, Diverged, progress_bar
 
 NAMES = ("escnn", "equiconv")
 #: The published network with a quarter of its fields, on 21 x 21 pixels: two CPU cores train it within minutes.
@@ -29,7 +29,6 @@ DEFAULTS = {
                       "image_size": 21},
 }
 BLOCK = 5  # steps of one network before the other takes its turn
-SAVE_EVERY = 30  # seconds
 COMPARED = 200  # test images whose outputs are compared before training
 
 
@@ -105,7 +104,7 @@ class _Demo:
         self.record = Record()
 
     def weights(self):
-        return sum(p.numel() for p in self.learners["equiconv"].model.parameters() if p.requires_grad)
+        return self.learners["equiconv"].weights()
 
     def choose_threads(self):
         """All, or one: where other programs keep the cores busy, one thread is faster than several that wait."""

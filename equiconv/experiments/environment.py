@@ -26,9 +26,14 @@ def machine():
 
 def optional_packages():
     """{package: what its presence or absence means}"""
-    present = find_spec("py3nj") is not None
-    absent = "not installed: escnn computes SO(3) Clebsch-Gordan coefficients numerically"
-    return {"py3nj": "installed" if present else absent}
+    meanings = {
+        "py3nj": ("installed", "not installed: escnn computes SO(3) Clebsch-Gordan coefficients numerically"),
+        "sklearn": ("installed: beside it and without its cache, escnn 1.0.11 cannot build layers for D_N and "
+                    "polyhedral groups; equiconv can", "not installed"),
+        "lenstronomy": ("installed", "not installed: no experiment lensing"),
+        "nilearn": ("installed", "not installed: no experiment volumes-brain"),
+    }
+    return {name: meaning[find_spec(name) is None] for name, meaning in meanings.items()}
 
 
 def build():

@@ -4,11 +4,13 @@ import math
 import torch
 
 from .. import models
+from .augmentation import AUGMENTATIONS
 from .config import DTYPES
 from .processes import adopt_main_state, parallel
 
 EVALUATION_BATCH = 100
 WARM_UP = 0.05  # of all steps, in the cosine schedule
+DROPS, DROP = (0.3, 0.6, 0.8), 0.2  # of the schedule in steps: where, and to what
 
 
 def layers(accelerate):
@@ -57,7 +59,7 @@ class Learner:
         self.autocast = torch.autocast(world.device.type, dtype, enabled=dtype in (torch.bfloat16, torch.float16))
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
         weights = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizer = _optimizer(weights, config)
         self._network = parallel(self.model, world)
         if config.compile:
             self._network = torch.compile(self._network)
@@ -70,6 +72,7 @@ class Learner:
             group["lr"] = self.learning_rate()
         inputs = inputs.to(self.world.device, self.dtype, non_blocking=True)
         targets = targets.to(self.world.device, non_blocking=True)
+        inputs, targets = AUGMENTATIONS[self.config.augmentation](inputs, targets)
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast:
             loss = self.experiment.loss(self._network(inputs), targets)
@@ -84,6 +87,8 @@ class Learner:
         if self.config.schedule == "constant":
             return self.config.lr
         total = self.config.epochs * steps_per_epoch(self.config)
+        if self.config.schedule == "steps":
+            return self.config.lr * DROP ** sum(self.step >= drop * total for drop in DROPS)
         warm_up = max(1, int(WARM_UP * total))
         if self.step < warm_up:
             return self.config.lr * (self.step + 1) / warm_up
@@ -104,6 +109,10 @@ class Learner:
         outputs = self.outputs(split.inputs)
         return self.experiment.loss(outputs, split.targets).item(), self.experiment.score(outputs, split.targets)
 
+    def weights(self):
+        """How many numbers are trained."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
     def state(self):
         """Everything to resume from, as tensors and plain values."""
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
@@ -114,3 +123,10 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
+
+
+def _optimizer(weights, config):
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(weights, lr=config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
+    return torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay,
+                            amsgrad=config.optimizer == "amsgrad")

@@ -56,10 +56,9 @@ def epochs_table(epochs, score_name):
 def training_report(run, complete):
     """Writes report.md and curves.png of a training run to its folder."""
     config, history, learner = run.config, run.history, run.learner
-    weights = sum(p.numel() for p in learner.model.parameters() if p.requires_grad)
     state = "complete" if complete else f"**interrupted** after step {learner.step}; `--resume` goes on"
     times = sorted(row["milliseconds"] for row in history.steps)
-    facts = [("state", state), ("weights", f"{weights:,}"), ("processes", run.processes.size),
+    facts = [("state", state), ("weights", f"{learner.weights():,}"), ("processes", run.processes.size),
              ("construction", f"{run.construction_seconds:.2f} s")]
     if times:
         facts.append(("median step", f"{times[len(times) // 2]:.1f} ms"))

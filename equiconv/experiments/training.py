@@ -15,6 +15,7 @@ from .processes import StopRequest, mean, world
 
 CHECKPOINT = "checkpoint.pt"
 LOG_EVERY = 10  # steps between reads of the loss, which wait for the device
+SAVE_EVERY = 30  # seconds
 
 
 class Diverged(RuntimeError):
@@ -24,7 +25,7 @@ class Diverged(RuntimeError):
 @dataclass
 class History:
     """steps   rows of step, loss, milliseconds (the mean over the steps read together)
-    epochs  rows of epoch, train_loss, test_loss, score, seconds
+    epochs  rows of epoch, train_loss, test_loss, score, seconds; of those that were tested
     """
     steps: list = field(default_factory=list)
     epochs: list = field(default_factory=list)
@@ -52,20 +53,28 @@ def train(config, experiment, console, resume=False):
     """
     with world(config.device) as processes, StopRequest(processes) as stop:
         console.quiet = console.quiet or not processes.is_main
-        run = _Run(config, experiment, console, processes)
+        run = Run(config, experiment, processes)
         if resume:
             run.load()
-        complete = run.epochs(stop)
+            console.print(f"resumed after step {run.learner.step}")
+        with progress_bar(console, TextColumn("{task.fields[news]}")) as progress:
+            complete = run.epochs(stop, progress, progress.add_task(experiment.name, news=""))
         if not complete:
             console.print("stopping: writing the report")
         if processes.is_main:
             run.write_report(complete)
+            run.announce(complete, console)
         return complete
 
 
-class _Run:
-    def __init__(self, config, experiment, console, processes):
-        self.config, self.experiment, self.console, self.processes = config, experiment, console, processes
+class Run:
+    """A training run as a Config says, in the processes of a World: from the start, or from where load() finds it.
+
+    Raises ValueError for settings that cannot be.
+    """
+
+    def __init__(self, config, experiment, processes):
+        self.config, self.experiment, self.processes = config, experiment, processes
         self.out = Path(config.out)
         self.train_split, self.test_split = experiment.load(config)
         self.steps_per_epoch = steps_per_epoch(config)
@@ -79,26 +88,28 @@ class _Run:
         state = load_checkpoint(self.out / CHECKPOINT)
         self.learner.load_state(state["learner"])
         self.history = History(**state["history"])
-        self.console.print(f"resumed after step {self.learner.step}")
 
     def save(self):
         if self.processes.is_main:
             save_checkpoint(self.out / CHECKPOINT, {
                 "config": plain(self.config), "learner": self.learner.state(), "history": vars(self.history)})
 
-    def epochs(self, stop):
-        """Trains until the last epoch or a stop; returns whether it came to the end."""
+    def epochs(self, stop, progress, task):
+        """Trains until the last epoch or a stop, shown as a task of a Progress; returns whether it came to the end."""
         total = self.config.epochs * self.steps_per_epoch
-        with progress_bar(self.console, TextColumn("{task.fields[news]}")) as progress:
-            task = progress.add_task(self.experiment.name, total=total, completed=self.learner.step, news="")
-            while self.learner.step < total:
-                def show(news):
-                    progress.update(task, completed=self.learner.step, news=news)
-                complete = self.one_epoch(stop, show)
+        progress.reset(task, total=total, completed=self.learner.step, news="")
+
+        def show(news):
+            progress.update(task, completed=self.learner.step, news=news)
+        saved_at = time.perf_counter()
+        while self.learner.step < total:
+            goes_on = self.one_epoch(stop, show)
+            if not goes_on or self.learner.step == total or time.perf_counter() - saved_at > SAVE_EVERY:
                 self.save()
-                if not complete:
-                    return False
-        return True
+                saved_at = time.perf_counter()
+            if not goes_on:
+                break
+        return self.learner.step == total
 
     def one_epoch(self, stop, show):
         epoch, begun = divmod(self.learner.step, self.steps_per_epoch)
@@ -118,7 +129,9 @@ class _Run:
                 show(f"epoch {epoch + 1}  loss {losses[-1]:.3f}{self.last_score()}")
             if stopped:
                 break
-        if self.learner.step == (epoch + 1) * self.steps_per_epoch and self.processes.is_main:
+        finished = self.learner.step == (epoch + 1) * self.steps_per_epoch
+        tested = (epoch + 1) % self.config.test_every == 0 or epoch + 1 == self.config.epochs
+        if finished and tested and self.processes.is_main:
             self.log_epoch(epoch, time.perf_counter() - start)
             show(f"epoch {epoch + 1}  loss {self.history.steps[-1]['loss']:.3f}{self.last_score()}")
         return not stopped
@@ -143,8 +156,10 @@ class _Run:
         write_csv(self.out / "steps.csv", self.history.steps)
         write_csv(self.out / "epochs.csv", self.history.epochs)
         report.training_report(self, complete)
+
+    def announce(self, complete, console):
         if self.history.epochs:
-            self.console.print(report.epochs_table(self.history.epochs, self.experiment.score_name))
-        self.console.print(f"report: {self.out / 'report.md'}")
+            console.print(report.epochs_table(self.history.epochs, self.experiment.score_name))
+        console.print(f"report: {self.out / 'report.md'}")
         if not complete:
-            self.console.print(f"interrupted after step {self.learner.step}; go on with --resume")
+            console.print(f"interrupted after step {self.learner.step}; go on with --resume")

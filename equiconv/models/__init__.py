@@ -16,10 +16,11 @@ from .p4_cnn import P4CNN, p4_cnn
 from .plain import PlainCNN, PlainCNN3D, cnn_3d, e2sf_cnn, exp_e2sf_cnn, hnet_cnn, plain_mlp, z2_cnn
 from .registry import citation, complexity, create, input_shape, names, register
 from .se3_cnn import SE3CNN, se3_cnn
+from .segmentation import SE3Segmenter, cnn_segmenter, se3_segmenter
 
 __all__ = ["CNN", "DeepLenseCNN", "E2SFCNN", "E2WRN", "ETNetwork", "EquivariantMLP", "EquivariantTransformer",
            "ExpE2SFCNN", "HNet", "HarmonicConv", "ModulusBatchNorm", "ModulusReLU", "P4CNN", "PlainCNN", "PlainCNN3D",
-           "SE3CNN", "SteerableCNN", "WideResNet", "c8_steerable_cnn", "citation", "cnn", "cnn_3d", "complexity",
-           "create", "deeplense_c4_cnn", "e2sf_cnn", "e2sfcnn", "e2wrn", "equivariant_mlp", "equivariant_transformer",
-           "exp_e2sf_cnn", "exp_e2sfcnn", "hnet", "hnet_cnn", "input_shape", "names", "p4_cnn", "plain_mlp", "register",
-           "se3_cnn", "wrn", "z2_cnn"]
+           "SE3CNN", "SE3Segmenter", "SteerableCNN", "WideResNet", "c8_steerable_cnn", "citation", "cnn", "cnn_3d",
+           "cnn_segmenter", "complexity", "create", "deeplense_c4_cnn", "e2sf_cnn", "e2sfcnn", "e2wrn",
+           "equivariant_mlp", "equivariant_transformer", "exp_e2sf_cnn", "exp_e2sfcnn", "hnet", "hnet_cnn",
+           "input_shape", "names", "p4_cnn", "plain_mlp", "register", "se3_cnn", "se3_segmenter", "wrn", "z2_cnn"]
