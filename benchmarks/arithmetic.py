@@ -23,6 +23,7 @@ def work_of(method, case, layer):
     torch       a dense convolution
     equiconv_dense       a sum over irrep blocks, then a dense convolution
     equiconv_factorised  harmonics of the input and mixing of irreps; backward those of the gradient, mixed twice
+    equiconv_fused       the same
     equiconv_two_pass    the same, with all of z (and of what lies on either side of the products) written and read
     equiconv    the least of these: what is known to be enough
     """
@@ -30,7 +31,7 @@ def work_of(method, case, layer):
         found = [work_of(m, case, layer) for m in ("equiconv_dense", "equiconv_factorised")
                  if m == "equiconv_dense" or hasattr(layer.module, "method")]
         return {mode: min((work[mode] for work in found), key=lambda work: work.flops) for mode in found[0]}
-    if method in ("equiconv_factorised", "equiconv_two_pass"):
+    if method in ("equiconv_factorised", "equiconv_fused", "equiconv_two_pass"):
         return _factorised(layer, in_two_passes=method == "equiconv_two_pass")
     tensor = layer.x if case.is_transposed else layer.grad
     pixels = tensor.shape[0] * prod(tensor.shape[2:])  # places where the whole filter is applied

@@ -10,7 +10,8 @@ from .precision import autocast
 
 LAYOUTS = ("contiguous", "channels_last")
 # A convolution's `method`; else its choice.
-FORCED = {"equiconv_dense": "dense", "equiconv_factorised": "factorised", "equiconv_two_pass": "two_pass"}
+FORCED = {"equiconv_dense": "dense", "equiconv_factorised": "factorised", "equiconv_two_pass": "two_pass",
+          "equiconv_fused": "fused"}
 METHODS = ("escnn", "escnn_compiled", "torch", "equiconv", *FORCED)
 PLAIN = {"R2Conv": torch.nn.Conv2d, "R3Conv": torch.nn.Conv3d, "R3IcoConv": torch.nn.Conv3d, "Linear": torch.nn.Linear,
          "R2ConvTransposed": torch.nn.ConvTranspose2d, "R3ConvTransposed": torch.nn.ConvTranspose3d,

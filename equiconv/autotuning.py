@@ -5,7 +5,7 @@ import torch
 from torch.nn import Module
 
 from .calibration import run, time_of
-from .nn.planner import Planned, methods_on
+from .nn.planner import Planned
 from .testing import evaluation
 
 BUDGET_S = 0.2  # of each measurement
@@ -87,7 +87,7 @@ def _tune(name, module, x, budget_s):
     before, seconds = module.method, {}
     x.requires_grad_(module.training)
     try:
-        for method in methods_on(x.device.type):
+        for method in module.candidates(x):
             module.method = method
             seconds[method] = time_of(lambda: run(module, x, module.training), budget_s, x.device)
     except BaseException:

@@ -6,7 +6,7 @@ from torch import nn
 
 from ..formats import LOW_PRECISION
 from ..library import autocast_dtype
-from ..ops import steerable_conv
+from ..ops import fused_steerable_conv, steerable_conv
 from .checks import check_dtype, check_input, checked_init
 from .construction import IcosahedralOrbits, SteerableShells
 from .expanded import Expanded
@@ -46,6 +46,9 @@ class _Conv(SteerableShells, Planned, Expanded):
             x = x.to(dtype)
         if x.dtype in LOW_PRECISION:
             weights, bias = weights.float(), None if bias is None else bias.to(x.dtype)
+        if backend == "fused":
+            return fused_steerable_conv(x, weights, self.plan, self.kernel, bias=bias, padding=self.padding,
+                                        padding_mode=self.padding_mode)
         return steerable_conv(x, weights, self.plan, self.kernel, bias=bias, stride=self.stride,
                               dilation=self.dilation, padding=self.padding, groups=self.groups, backend=backend,
                               **self._options())

@@ -1,6 +1,7 @@
 """Which method computes a convolution: dense with the expanded filter, or one by factors (ops.steerable_conv).
 
-"factorised" is the native kernels', on the CPU; "two_pass" is Triton's, on CUDA.
+"factorised" is the native kernels', on the CPU; "two_pass" is Triton's and "fused" CUDA C++'s, on CUDA. The fused one
+is taken only where it is asked for by name, or where autotune() finds it faster.
 """
 from dataclasses import dataclass
 
@@ -9,13 +10,14 @@ from torch.nn import Parameter
 
 from .. import backends
 from ..formats import FLOATING, compute_dtype
+from ..fused import fused_unavailable_reason
 from ..layout import Geometry
 from ..layout.work import dense_work
 from ..library import autocast_dtype
 from ..ops.steerable_conv import DTYPES, make_tables
 from . import costs, cuda_costs
 
-BACKENDS = {"factorised": "native", "two_pass": "triton"}  # of steerable_conv
+BACKENDS = {"factorised": "native", "two_pass": "triton", "fused": "fused"}  # of steerable_conv
 METHODS = ("auto", *BACKENDS, "dense")
 NOMINAL = {2: (4, 32, 32), 3: (2, 16, 16, 16)}  # batch and size of an image, where none is known
 REMEMBERED = 256  # choices of a module
@@ -30,12 +32,12 @@ def methods_on(device_type):
 class PlanReport:
     """How a convolution is computed, and why.
 
-    method                      "factorised", "two_pass" or "dense"
+    method                      "factorised", "two_pass", "fused" or "dense"
     input_shape                 [B, channels, *spatial] that this holds for
     factorised, dense           multiplications of the forward pass, for one pixel of the output
     factorised_bytes, dense_bytes   the weights as either method multiplies by them: mixing matrices, filter
     reason
-    scratch_bytes               on CUDA: what the method needs at most besides input and output; else None
+    scratch_bytes               of "two_pass" and "dense" on CUDA: what they need besides input and output; else None
     """
     method: str
     input_shape: tuple
@@ -93,7 +95,7 @@ class Planned:
         else:
             method, reason = self._choose(shape, self.training, device, dtype)
         work, size, scratch = costs.factorised_work(plan, geometry), dtype.itemsize, None
-        if device.type == "cuda":
+        if device.type == "cuda" and method in cuda_costs.METHODS:
             scratch = cuda_costs.estimate(method, plan, geometry, shape[0], dtype, self.training,
                                           cuda_costs.current(device)).scratch
         return PlanReport(method, shape, work.multiplications, dense_work(plan, geometry.stride, geometry.up),
@@ -104,6 +106,13 @@ class Planned:
         each = [tuple(self._each(v)) for v in (self.stride, self.padding, self.dilation)]
         return Geometry(self.kernel, *each, self.groups, self.transposed, self.in_type.size, self.out_type.size,
                         tuple(input_shape[2:]), tuple(self.evaluate_output_shape(input_shape)[2:]))
+
+    def candidates(self, x):
+        """The methods that can compute the tensor x, of which why_not_factorised() says nothing against."""
+        methods, device = methods_on(x.device.type), x.device
+        if device.type == "cuda" and self._why_not_fused(device, self._compute_dtype(device)) is None:
+            return (*methods, "fused")
+        return methods
 
     def method_for(self, x):
         """The method, one of METHODS but "auto", for the input tensor x [B, in_type.size, *spatial]."""
@@ -139,7 +148,7 @@ class Planned:
             return "the graph of an export is dense"
         method, in_autocast = self._wanted(x.device), autocast_dtype(x.device.type)
         if in_autocast is not None:
-            if method != "two_pass":
+            if method == "factorised":
                 return "autocast is on"
             if torch.float64 in (x.dtype, self.weights.dtype) or x.dtype not in FLOATING:
                 return f"under autocast, it does not take {x.dtype} with weights of {self.weights.dtype}"
@@ -159,6 +168,8 @@ class Planned:
         return self.weights.dtype if in_autocast is None or self.weights.dtype == torch.float64 else in_autocast
 
     def _why_not_on(self, method, device, dtype):
+        if method == "fused":
+            return self._why_not_fused(device, dtype)
         backend = BACKENDS[method]
         if device.type not in (("cpu",) if backend == "native" else ("cpu", "cuda")):
             return f"no kernels on {device.type!r}"
@@ -170,6 +181,10 @@ class Planned:
         return self._problem_of_plan(method)
 
     @torch.compiler.assume_constant_result
+    def _why_not_fused(self, device, dtype):
+        return fused_unavailable_reason(self._plan[0], self.geometry(self._nominal_shape()), device, dtype)
+
+    @torch.compiler.assume_constant_result
     def _problem_of_plan(self, method):
         return self._plan[0].too_large_to_factorise(self.kernel, in_two_passes=method == "two_pass")
 
@@ -178,7 +193,7 @@ class Planned:
         shape, method = self._nominal_shape(), self._method
         if method == "auto":
             method = self._choose(shape, True, device, dtype)[0]
-        if method != "dense":  # its tables are made before the trace
+        if method not in ("dense", "fused"):  # its tables are made before the trace
             make_tables(BACKENDS[method], self._plan[0], self.geometry(shape), device, compute_dtype(dtype))
         return method
 
