@@ -38,9 +38,9 @@ PRESETS = {
                       compiled=("c8_16_k5", "so3_16_k3")),
     "gpu": Preset((*HEADLINE, "so3_16_k3", "c16_32_k5", "so2_16_k5", "c8_cnn_layer5", "e2sfcnn_c16_layer2",
                    "wrn28_10_d4", "wrn28_10_d8", "wrn10_4_d4", "se3_cnn_block2_stride2", "octahedral_8_k3"),
-                  dtypes=("bfloat16", "tf32", "float32"), budget_s=0.4, compiled=HEADLINE, limit_s=270,
+                  dtypes=("bfloat16", "tf32", "float32"), budget_s=0.4, compiled=HEADLINE, limit_s=140,
                   layout="channels_last"),
-    "gpu-fields": Preset((), dtypes=("float32", "bfloat16"), ops=field_layers.OPS, budget_s=0.3, limit_s=50),
+    "gpu-fields": Preset((), dtypes=("float32", "bfloat16"), ops=field_layers.OPS, budget_s=0.2, limit_s=25),
 }
 
 

@@ -58,12 +58,15 @@ class Norm:
 
 
 class Inner:
+    def __init__(self, function="identity"):
+        self.function = function
+
     def make(self, *options):
         call = norm.inner_arguments([3, 1, 8, 3], *options)
         return call, call[0].shape[1]
 
     def run(self, backend, call, grad):
-        return norm.inner_with_gradients(backend, call, grad)
+        return norm.inner_with_gradients(backend, call, grad, self.function)
 
 
 class Gate:
@@ -108,6 +111,7 @@ KINDS = {"norm": Norm("interleaved"), "norm_changed": Norm("changed"), "norm_wid
          "gate_apart": Gate("gates apart"), "pool_largest": Pool(False), "pool_norm": Pool(True),
          "fourier": Fourier("grows"), "fourier_shrinks": Fourier("shrinks")}
 KINDS |= {f"gate_{f}": Gate("norm", f) for f in gate.FUNCTIONS if f not in ("gate", "softplus")}
+KINDS |= {f"inner_{f}": Inner(f) for f in ("relu", "elu")}
 KINDS |= {f"fourier_{f}": Fourier("small", f) for f in fourier.FUNCTIONS if f != "elu"}
 MAIN = ("norm", "norm_changed", "inner", "gate_norm", "gate_in_x", "gate_kept", "gate_apart", "pool_largest",
         "pool_norm", "fourier")
