@@ -207,7 +207,7 @@ def test_modules_equal_escnn_in_double(function, options, channels_last):
 def test_samples_are_never_in_memory():
     """Of all that a training step allocates, nothing is larger than the tensors that go in and out."""
     g = gspaces.rot3dOnR3()
-    module = equiconv.nn.FourierELU(g, 2, [(0,), (1,)], N=24, type="thomson_cube")
+    module = equiconv.nn.FourierELU(g, 2, [(0,), (1,)], type="cube")
     x = tensor((2, 9, 9, 9), module.in_type.size, torch.float32).requires_grad_()
     with torch.profiler.profile(profile_memory=True) as profile:
         module(module.in_type(x)).tensor.sum().backward()
