@@ -5,7 +5,8 @@
 
 Prints registers, spills and shared memory of each, and fails on any spill. A module of equiconv.triton_kernels names
 its kernels in ahead_of_time(), which yields (kernel, {argument: type}, configuration); that of steerable_conv, of the
-structures of some layers of tests.cases. "i32:16" is the type of an integer that 16 divides. --first: of each kernel but those of expand_filter the first configuration alone.
+structures of some layers of tests.cases. "i32:16" is the type of an integer that 16 divides.
+--first: of each kernel but those of expand_filter the first configuration alone.
 """
 import argparse
 import os
