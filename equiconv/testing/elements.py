@@ -8,7 +8,7 @@ import torch
 def is_exact(space, g):
     """Whether g maps a square grid to itself: a signed permutation of the axes.
 
-    To rounding of float64: from one made in float32, GeometricTensor.transform takes points of the border to lie outside.
+    To the rounding of float64: of one made in float32, GeometricTensor.transform takes the border to lie outside.
     """
     if space.dimensionality == 0:
         return True
