@@ -10,6 +10,7 @@ LAYERS = ("c8_16_k3", "c8_16_k5", "c8_cnn_layer1", "d8_16_k5", "c16_32_k5", "so2
 pytestmark = pytest.mark.skipif(not backends.HAS_TRITON, reason="needs triton")
 
 
+@pytest.mark.slow  # .ci/run calls tests.triton_aot
 def test_a_small_layer():
     compiles_without_spills("--modules", "steerable_conv", "--archs", "90", "--dtypes", "fp32", "--layers",
                             "trivial_group")
