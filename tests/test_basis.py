@@ -234,6 +234,7 @@ def in_another_process(script, *arguments, **environment):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_every_process_finds_the_same_bits(tmp_path):
     first = in_another_process(DIGESTS, *NAMES, PYTHONHASHSEED="1", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     # another order, hash seed, number of threads, and older instructions
