@@ -177,7 +177,8 @@ def test_layouts(library, name, dtype, channels_last, transposed):
     compare(library(46080), name, dtype, channels_last, transposed)
 
 
-@pytest.mark.parametrize("shared_bytes, dtype", [(1600, torch.float32), (400, torch.float64)])
+@pytest.mark.parametrize("shared_bytes, dtype", [
+    (1600, torch.float32), pytest.param(400, torch.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name, channels_last", [("d4_interleaved", False), ("so3", True)])
 def test_fields_larger_than_shared_memory(library, name, channels_last, shared_bytes, dtype):
     compare(library(shared_bytes), name, dtype, channels_last, False)

@@ -12,7 +12,7 @@ from tests.networks import NETWORKS, build, images
 from tests.synchronisation import NoSynchronisation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FAST = ("e2wrn10_4", "p4_cnn", "se3_cnn")  # of networks made of the same layers
+FAST = ("p4_cnn", "se3_cnn")  # of networks made of the same layers
 each_network = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in NETWORKS])
 

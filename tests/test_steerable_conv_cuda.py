@@ -140,6 +140,7 @@ def test_emulated_cases(gpu, case):
 
 
 @needs_gpp
+@pytest.mark.slow
 def test_emulated_options(gpu):
     """Options that the kernels of one layer take without being compiled again."""
     call = small_call()
