@@ -222,6 +222,7 @@ def test_failed_compilation_is_recorded(monkeypatch):
         layers.build(CASES[TINY], "escnn_compiled", "cpu", FLOAT32, like=layer)
 
 
+@pytest.mark.slow
 def test_construction(monkeypatch):
     monkeypatch.setattr(construction, "REPEATS", 1)
     found = construction.measure(TINY, construction.METHODS, "cold_no_init")
