@@ -1,4 +1,6 @@
 """The op library `torch.ops.equiconv`: every schema is declared in Python; plugin libraries implement."""
+from importlib import import_module
+
 import torch
 
 from . import backends
@@ -18,6 +20,13 @@ def load():
         torch.ops.load_library(backends.HERE / "_cpu.so")
     if backends.HAS_NATIVE["cuda"] and torch.version.cuda:
         torch.ops.load_library(backends.HERE / "_cuda.so")
+
+
+def triton_kernel(module, function):
+    """A function of equiconv.triton_kernels, which is imported when it is first called."""
+    def call(*arguments):
+        return getattr(import_module(f"equiconv.triton_kernels.{module}"), function)(*arguments)
+    return call
 
 
 def define(name, signature, implementations, *, fake, setup_context, backward):

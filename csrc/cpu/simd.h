@@ -63,7 +63,7 @@ struct AssignWithBias {
   template <class V> void operator()(V& out, const V& sum, int64_t m) const { out = sum + bias[m]; }
 };
 
-// M rows, and N vectors of columns that lie `step` apart
+// M rows, and N vectors of columns that lie `step` apart. Unrolled by order: else g++ keeps the sums in memory.
 template <int M, int N, class T, class In, class Out, class Finish>
 __attribute__((noinline)) void multiply_block(const Matrix<T>& a, const In& b, int64_t step, const Out& out,
                                               const Finish& finish, int64_t column, int64_t depth) {
@@ -87,8 +87,8 @@ __attribute__((noinline)) void multiply_block(const Matrix<T>& a, const In& b, i
     for (int n = 0; n < N; ++n) finish(*reinterpret_cast<Vector<T>*>(out[m] + column + n * step), sum[m][n], m);
 }
 
-template <int N> constexpr int kMaxRows = kBlockSums / N < 15 ? kBlockSums / N : 15;  // of a block: more would not find
-                                                                                     // registers for their addresses
+// Of a block of N vectors; more than 15 rows would not find registers for their addresses.
+template <int N> constexpr int kMaxRows = kBlockSums / N < 15 ? kBlockSums / N : 15;
 
 // multiply_block for each number of rows. Apart, not inlined in one function: there they would share, and spill, the
 // addresses of all rows, which costs short products half of their time.

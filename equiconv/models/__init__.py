@@ -4,7 +4,7 @@ A network is one file: a function registered under its name, with its source. Im
 """
 from .c8_steerable_cnn import SteerableCNN, c8_steerable_cnn
 from .conventional import CNN, WideResNet, cnn, wrn
-from .deeplense_c4_cnn import DeepLenseCNN, deeplense_c4_cnn
+from .deeplense_c4_cnn import deeplense_c4_cnn
 from .e2sfcnn import E2SFCNN, e2sfcnn
 from .e2wrn import E2WRN, e2wrn
 from .equivariant_mlp import EquivariantMLP, equivariant_mlp
@@ -18,7 +18,7 @@ from .registry import citation, complexity, create, input_shape, names, register
 from .se3_cnn import SE3CNN, se3_cnn
 from .segmentation import SE3Segmenter, cnn_segmenter, se3_segmenter
 
-__all__ = ["CNN", "DeepLenseCNN", "E2SFCNN", "E2WRN", "ETNetwork", "EquivariantMLP", "EquivariantTransformer",
+__all__ = ["CNN", "E2SFCNN", "E2WRN", "ETNetwork", "EquivariantMLP", "EquivariantTransformer",
            "ExpE2SFCNN", "HNet", "HarmonicConv", "ModulusBatchNorm", "ModulusReLU", "P4CNN", "PlainCNN", "PlainCNN3D",
            "SE3CNN", "SE3Segmenter", "SteerableCNN", "WideResNet", "c8_steerable_cnn", "citation", "cnn", "cnn_3d",
            "cnn_segmenter", "complexity", "create", "deeplense_c4_cnn", "e2sf_cnn", "e2sfcnn", "e2wrn",

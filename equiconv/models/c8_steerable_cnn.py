@@ -34,24 +34,28 @@ def c8_steerable_cnn(nn, *, order=8, widths=(24, 48, 48, 96, 96, 64), kernels=(7
 class SteerableCNN(torch.nn.Module):
     """Six blocks of R2Conv, InnerBatchNorm and ReLU on regular fields, then pooling over space and group, then an MLP.
 
+    flatten: whether the MLP reads every position that pooling leaves, not their mean; rows may be left over then
     forward: images [B, in_channels, H, W] -> logits [B, classes]
     in_type: field type of the images
     """
 
-    def __init__(self, nn, order, widths, kernels, paddings, hidden, image_size, in_channels, classes):
+    def __init__(self, nn, order, widths, kernels, paddings, hidden, image_size, in_channels, classes,
+                 flatten=False):
         super().__init__()
         from escnn import gspaces
 
-        check_sizes(widths, kernels, paddings, image_size)
+        check_sizes(widths, kernels, paddings, image_size, keeps_rows=not flatten)
         plane = gspaces.rot2dOnR2(order)
-        self.image_size = image_size
+        self.image_size, self.flatten = image_size, flatten
         self.in_type = nn.FieldType(plane, in_channels * [plane.trivial_repr])
         self.features = steerable_features(nn, self.in_type, widths, kernels, paddings, image_size)
-        self.head = mlp(widths[-1], hidden, classes)
+        positions = pixels_left(kernels, paddings, image_size, keeps_rows=False) ** 2 if flatten else 1
+        self.head = mlp(widths[-1] * positions, hidden, classes)
 
     def forward(self, images):  # [B, in_channels, H, W] -> [B, classes]
         invariant = self.features(self.in_type(images)).tensor  # [B, widths[-1], h, w]; published: h = w = 1
-        return self.head(invariant.mean((2, 3)).to(images.dtype))  # escnn's group pooling always returns float32
+        read = invariant.flatten(1) if self.flatten else invariant.mean((2, 3))
+        return self.head(read.to(images.dtype))  # escnn's group pooling always returns float32
 
 
 def steerable_features(nn, in_type, widths, kernels, paddings, image_size):

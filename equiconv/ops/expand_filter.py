@@ -45,25 +45,17 @@ def _bwd_backward(ctx, backend, grad_grad_weights):
     return grad, *[None] * 5
 
 
-def _triton(*arguments):
-    from ..triton_kernels.expand_filter import expand_filter
-    return expand_filter(*arguments)
-
-
-def _triton_bwd(*arguments):
-    from ..triton_kernels.expand_filter import expand_filter_bwd
-    return expand_filter_bwd(*arguments)
-
-
 _fwd = library.define(
     "expand_filter",
     "(Tensor weights, Tensor pairs, Tensor index, Tensor values, int[] size, ScalarType dtype, bool channels_last, "
     "bool transposed) -> Tensor",
-    {"native": None, "triton": _triton}, fake=_fake, setup_context=_setup_context, backward=_backward)
+    {"native": None, "triton": library.triton_kernel("expand_filter", "expand_filter")},
+    fake=_fake, setup_context=_setup_context, backward=_backward)
 _bwd = library.define(
     "expand_filter_bwd",
     "(Tensor grad_filter, Tensor pairs, Tensor index, Tensor values, int weights, bool transposed) -> Tensor",
-    {"native": None, "triton": _triton_bwd}, fake=_bwd_fake, setup_context=_bwd_setup_context, backward=_bwd_backward)
+    {"native": None, "triton": library.triton_kernel("expand_filter", "expand_filter_bwd")},
+    fake=_bwd_fake, setup_context=_bwd_setup_context, backward=_bwd_backward)
 _available = tuple(_fwd)
 _defaults = backends.defaults(_available)
 

@@ -72,7 +72,7 @@ def field_gate(x, bias, fields, elements, function, out_channels, *, gates=None,
     out_channels  of the output: E, or E + F if the sigmoids are kept
     gates         [B, C', *spatial] of x's dtype: where the gates are; None: in x
     eps           tensor of one number, in the dtype that is computed in: y is zero up to this norm; not for "gate"
-    backend       "native" or "reference"; None: the best that can run
+    backend       "native", "triton" or "reference"; None: the best that can run
 
     Returns [B, out_channels, *spatial] in x's dtype and memory format. Raises ValueError for what does not fit
     together.

@@ -131,7 +131,7 @@ def field_norm(x, scale, shift, fields, bases, *, backend=None):
     fields   int64 [F, 3], on x's device: the first channel of each field in turn, its size, and where its Q and then
              its Q^-1 begin in `bases`, [size, size] each; -1 where Q is the identity
     bases    [N], in the dtype that is computed in
-    backend  "native" or "reference"; None: the best that can run
+    backend  "native", "triton" or "reference"; None: the best that can run
 
     Returns [B, C, *spatial] in x's dtype and memory format. Raises ValueError for what does not fit together.
     """
@@ -168,7 +168,7 @@ def field_norm_inner(x, weight, bias, field_of_channel, eps, function="identity"
     field_of_channel  int64 [C]: the place of each channel's field in them
     eps               float, added to the variance
     function          one of FUNCTIONS
-    backend           "native" or "reference"; None: the best that can run
+    backend           "native", "triton" or "reference"; None: the best that can run
 
     Returns (y in x's dtype and memory format, mean [F], variance [F]); the variance divides by the number of values,
     and mean and variance are constants. Raises ValueError for what does not fit together.

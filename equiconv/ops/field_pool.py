@@ -60,7 +60,7 @@ def field_pool(x, fields, elements, norms, *, backend=None):
               which divides it (1 where `norms` is False)
     elements  int64 [C, 2]: of each channel its row of `fields`, and the number of its subfield among all
     norms     whether norms are compared, or the channels themselves
-    backend   "native" or "reference"; None: the best that can run
+    backend   "native", "triton" or "reference"; None: the best that can run
 
     Returns [B, F, *spatial] in x's dtype and memory format. Raises ValueError for what does not fit together.
     """

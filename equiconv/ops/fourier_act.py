@@ -51,7 +51,7 @@ def fourier_act(x, a, a_inv, function, *, backend=None):
     a         [samples, in_size], in the dtype that is computed in; a constant, to which no gradient flows
     a_inv     [out_size, samples], the same
     function  one of FUNCTIONS
-    backend   "native" or "reference"; None: the best that can run
+    backend   "native", "triton" or "reference"; None: the best that can run
 
     Returns [B, fields * out_size, *spatial] in x's dtype and memory format. Raises ValueError for what does not fit
     together.

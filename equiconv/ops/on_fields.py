@@ -1,9 +1,7 @@
 """What the ops on fields, [B, channels, *spatial], share: the choice of their backend and checks of their arguments."""
-from importlib import import_module
-
 import torch
 
-from .. import backends
+from .. import backends, library
 from ..formats import FLOATING
 
 _AVAILABLE = ("native", "triton")
@@ -11,10 +9,8 @@ _DEFAULTS = backends.defaults(_AVAILABLE, ("cpu",))
 
 
 def on_backends(module, op):
-    """The implementations of an op for library.define: those in Python are imported when they are first called."""
-    def triton(*arguments):
-        return getattr(import_module(f"equiconv.triton_kernels.{module}"), op)(*arguments)
-    return {"native": None, "triton": triton}
+    """The implementations of an op for library.define."""
+    return {"native": None, "triton": library.triton_kernel(module, op)}
 
 
 def pick(x, backend):

@@ -86,28 +86,20 @@ def _readable(x, backend):
     return x.contiguous() if backend == "native" else x
 
 
-def _triton(*arguments):
-    from ..triton_kernels.steerable_conv import steerable_conv
-    return steerable_conv(*arguments)
-
-
-def _triton_bwd(*arguments):
-    from ..triton_kernels.steerable_conv import steerable_conv_bwd
-    return steerable_conv_bwd(*arguments)
-
-
 _fwd, _bwd = {}, {}
 # One op for each form of the tables: what the kernels of `_cpu` walk through, and what Triton's are compiled for.
-for _backend, _name, _implementation, _bwd_implementation in (
-        ("native", "steerable_conv", None, None), ("triton", "steerable_conv_two_pass", _triton, _triton_bwd)):
+for _backend, _name, *_implementations in (
+        ("native", "steerable_conv", None, None),
+        ("triton", "steerable_conv_two_pass", library.triton_kernel("steerable_conv", "steerable_conv"),
+         library.triton_kernel("steerable_conv", "steerable_conv_bwd"))):
     _arguments = f"{_TABLES[_backend]}, {_GEOMETRY}"
     _fwd.update(library.define(
         _name, f"(Tensor source, Tensor weights, Tensor? bias, {_arguments}) -> Tensor",
-        {_backend: _implementation}, fake=_fake, setup_context=_setup_context, backward=_backward))
+        {_backend: _implementations[0]}, fake=_fake, setup_context=_setup_context, backward=_backward))
     _bwd.update(library.define(
         f"{_name}_bwd",
         f"(Tensor source, Tensor weights, Tensor companion, {_arguments}, bool wants_target, bool wants_weights) "
-        "-> (Tensor, Tensor)", {_backend: _bwd_implementation}, fake=_bwd_fake, setup_context=_bwd_setup_context,
+        "-> (Tensor, Tensor)", {_backend: _implementations[1]}, fake=_bwd_fake, setup_context=_bwd_setup_context,
         backward=_bwd_backward))
 _available = tuple(_fwd)
 _defaults = backends.defaults(_available, native=("cpu",))
