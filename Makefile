@@ -11,14 +11,16 @@ GPU_FIELDS_BENCH ?= --preset gpu-fields
 PY := .venv/bin/python
 PIP := $(PY) -m pip install -q --disable-pip-version-check
 BUILD := $(PY) setup.py -q build_ext --inplace
+# A process for each core, of one thread.
+TESTS := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test test-all build bench gpu gpu-test gpu-bench gpu-build lint sanitize clean
 demo: build
 	$(PY) -m equiconv demo $(DEMO)
 test: build
-	$(PY) -m pytest -q -m "not slow"
+	$(TESTS) -m "not slow"
 test-all: build
-	$(PY) -m pytest -q
+	$(TESTS)
 bench: build
 	$(PY) -m benchmarks.run $(BENCH)
 build: .venv/ready
@@ -73,7 +75,8 @@ sanitize: .venv/ready
 	cp -a $(SOURCES) build/sanitize/ && rm -f build/sanitize/equiconv/*.so
 	cd build/sanitize && EQUICONV_CUDA=0 EQUICONV_SANITIZE=address,undefined $(CURDIR)/$(BUILD)
 	cd build/sanitize && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. $(CURDIR)/$(PY) -m pytest -q -s -p no:cacheprovider -m "not slow and not triton" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. $(subst $(PY),$(CURDIR)/$(PY),$(TESTS)) -s -p no:cacheprovider \
+	  -m "not slow and not triton" \
 	  -k "not compile and not autocast and not packaging and not build and not models and not experiments and not cli"
 clean:
 	rm -rf build *.egg-info equiconv/*.so

@@ -183,7 +183,15 @@ def test_a_resumed_run_repeats_an_uninterrupted_one(tmp_path, console, monkeypat
     assert len(rows(tmp_path / "cut" / "epochs.csv")) == 2
 
 
-def test_a_second_signal_acts_at_once():
+@pytest.fixture
+def interruptible():
+    """SIGINT interrupts, as in a process of the user's: those of pytest-xdist ignore it."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+def test_a_second_signal_acts_at_once(interruptible):
     with pytest.raises(KeyboardInterrupt), StopRequest(ALONE) as stop:
         assert not stop.asked()
         os.kill(os.getpid(), signal.SIGINT)
