@@ -5,11 +5,12 @@ import escnn.nn
 import torch
 from escnn.nn import GeometricTensor
 
+from . import irrep_domain
 from .batchnorm import InnerBatchNorm, _BatchNorm
 from .checks import check_type
 from .conv import _Conv
 from .linear import Linear
-from .tensors import OnTensors, adopt, adopting_init, like
+from .tensors import OnTensors, adopt, adopting_init, has_hooks, like
 
 
 class _Sequence:
@@ -17,16 +18,23 @@ class _Sequence:
 
     InnerBatchNorm and ReLU or ELU are one pass over the features. Where `folds` is True, a batch norm of fields in
     evaluation, without gradients of parameters, becomes part of the filter and bias of the convolution before it.
-    Modules that have hooks are run one by one.
+    Modules that have hooks are run one by one. Where `irrep_domain` is True, features stay in the basis of their irreps
+    from one convolution to the next where that is possible (see nn/irrep_domain.py).
     """
 
-    folds = False
+    folds = irrep_domain = False
 
     def _adopt(self):
         """Nothing to prepare."""
 
     def forward(self, input):
-        modules, x, place = list(self._modules.values()), input, 0
+        if self.irrep_domain and irrep_domain.is_possible():
+            return irrep_domain.run(self, input)
+        return self._run(list(self._modules.values()), input)
+
+    def _run(self, modules, x):
+        """What the modules of this sequence, which follow each other, make of x."""
+        place = 0
         while place < len(modules):
             together = self._together(*modules[place:place + 2])
             x = modules[place](x) if together is None else together(x)
@@ -35,14 +43,21 @@ class _Sequence:
 
     def _together(self, first, second=None):
         """A function that computes both modules in one pass, or None."""
-        if any(module._forward_hooks or module._forward_pre_hooks for module in (first, second) if module is not None):
+        if any(has_hooks(module) for module in (first, second) if module is not None):
             return None
-        if self.folds and is_folding_pair(first, second) and not (first.training or _is_training(second)):
-            if not _wants_gradients(first, second) and first.why_not_foldable(second) is None:
-                return partial(first.forward, norm=second)
+        if self._folds_into(first, second):
+            return partial(first.forward, norm=second)
         if is_activated_pair(first, second) and second.in_type == first.out_type:
             return partial(first.forward, function=_function_of(second))
         return None
+
+    def _folds_into(self, convolution, norm):
+        """Whether a module becomes part, now, of the one before it."""
+        return (self.folds and is_folding_pair(convolution, norm) and not (convolution.training or _is_training(norm))
+                and not _wants_gradients(convolution, norm) and convolution.why_not_foldable(norm) is None)
+
+    def __getstate__(self):
+        return {key: value for key, value in self.__dict__.items() if key != irrep_domain.KNOWN}
 
 
 def _function_of(module):
