@@ -194,7 +194,7 @@ def chains(draw):
     if GROUPS[name] is not None:
         kinds.append(g.quotient_repr(GROUPS[name]))
     pool = nn.PointwiseMaxPool3D if g.dimensionality == 3 else nn.PointwiseMaxPool2D
-    modules, current = [], of(g, g.trivial_repr)
+    modules, current = [], of(g, g.regular_repr, g.trivial_repr)  # of which no features are zero
     for _ in range(draw(st.integers(2, 4))):
         out = of(g, *draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=4)))
         try:
@@ -203,7 +203,7 @@ def chains(draw):
             reject()
         makers = [iid, nn.GNormBatchNorm, nn.IdentityModule, nn.FieldDropout]
         if all("pointwise" in r.supported_nonlinearities for r in out.representations):
-            makers += [nn.ReLU, nn.ELU, nn.InnerBatchNorm, adaptive, lambda t: pool(t, 2)]
+            makers += [nn.ReLU, nn.ELU, nn.InnerBatchNorm, adaptive, lambda t: pool(t, 3, stride=1, padding=1)]
         modules += [make(out) for make in draw(st.lists(st.sampled_from(makers), max_size=3))]
         current = out
     inner = draw(st.integers(1, len(modules) - 1))
