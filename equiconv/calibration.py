@@ -17,7 +17,7 @@ from .nn import costs, cuda_costs
 BUDGET_S = 0.04  # of each measurement
 ROUNDS = 3       # at least
 RATES_BUDGET_S = 0.02
-REWEIGHTED, CLOSE = 30, 0.02  # rounds of a fit; relative errors below this count as squares
+REWEIGHTED, CLOSE = 20, 0.1  # rounds of a fit; relative errors below this count as squares
 
 
 def _plane(order, fields_in, fields_out, kernel_size, batch, size):

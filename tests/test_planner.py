@@ -428,7 +428,7 @@ def test_a_disturbed_layer_does_not_bend_the_costs_of_others():
     amounts = np.random.default_rng(0).uniform(1, 10, (12, 3)) * [1e8, 1e5, 1]
     seconds = amounts @ exact
     seconds[3] *= 5
-    assert np.allclose(calibration._fit(amounts, seconds), exact, rtol=0.05)
+    assert np.allclose(calibration._fit(amounts, seconds), exact, rtol=0.15)  # squares alone: by more than half
 
 
 def test_amounts_of_the_dense_method():
