@@ -1,4 +1,6 @@
 """Steerable convolutions: factorised, by one op; or the filter by one op for all pairs, the convolution by torch."""
+from dataclasses import dataclass
+
 import escnn.nn
 import torch.nn.functional as F
 from escnn.nn import GeometricTensor
@@ -13,6 +15,19 @@ from .expanded import Expanded
 from .planner import BACKENDS, Planned
 from .tensors import is_channels_last, like
 
+IN_PLACE = {"identity": lambda y, alpha: y, "relu": lambda y, alpha: y.relu_(), "leaky_relu": F.leaky_relu_,
+            "elu": F.elu_, "sigmoid": lambda y, alpha: y.sigmoid_(), "tanh": lambda y, alpha: y.tanh_()}
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A pointwise function, by the names of ops.steerable_conv."""
+    name: str = "identity"
+    alpha: float = 1.0
+
+    def apply_(self, y):
+        return IN_PLACE[self.name](y, self.alpha)
+
 
 class _Conv(SteerableShells, Planned, Expanded):
     """The computation of R2Conv and R3Conv."""
@@ -21,15 +36,18 @@ class _Conv(SteerableShells, Planned, Expanded):
     def kernel(self):
         return (self.kernel_size,) * self.d
 
-    def forward(self, input, norm=None):
+    def forward(self, input, norm=None, activation=Activation()):
         """input: GeometricTensor [B, in_type.size, *spatial] -> GeometricTensor [B, out_type.size, *spatial].
 
-        norm  a batch norm of fields in evaluation, to compute with it (see why_not_foldable)
+        norm        a batch norm of fields in evaluation, to compute with it (see why_not_foldable)
+        activation  an Activation of the result
         """
         check_input(self, input)
         x = input.tensor
         method = self.method_for(x)
-        y = self._dense(x, norm) if method == "dense" else self._factorised(x, norm, BACKENDS[method])
+        y = self._dense(x, norm) if method == "dense" else self._factorised(x, norm, BACKENDS[method], activation)
+        if method in ("dense", "fused"):
+            y = activation.apply_(y)
         y = like(y, x)  # torch's convolutions with kernels of size 1 lose channels_last
         return GeometricTensor(y, self.out_type, coords=None)
 
@@ -39,7 +57,7 @@ class _Conv(SteerableShells, Planned, Expanded):
             check_dtype(self, x, filter)
         return self._convolve(x, filter, bias)
 
-    def _factorised(self, x, norm, backend):
+    def _factorised(self, x, norm, backend, activation):
         weights, bias = self.weights_and_bias(norm)
         dtype = autocast_dtype(x.device.type)
         if dtype is not None:
@@ -51,7 +69,7 @@ class _Conv(SteerableShells, Planned, Expanded):
                                         padding_mode=self.padding_mode)
         return steerable_conv(x, weights, self.plan, self.kernel, bias=bias, stride=self.stride,
                               dilation=self.dilation, padding=self.padding, groups=self.groups, backend=backend,
-                              **self._options())
+                              activation=activation.name, alpha=activation.alpha, **self._options())
 
     def _options(self):
         """What a convolution and a transposed one do not have in common, for ops.steerable_conv."""
