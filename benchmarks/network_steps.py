@@ -2,8 +2,9 @@
 
 Each is the published network of equiconv.models at its published size; only the batch is small on a CPU. Methods:
 escnn, equiconv_convolutions (escnn's with its convolutions accelerated), equiconv (the same network, with the same
-weights) and equiconv_irreps (that one, where features stay in the basis of their irreps between convolutions), torch (the conventional network with as many channels) and twin (with as many parameters). A step is the
-forward pass, cross-entropy, backward pass and SGD with momentum.
+weights), equiconv_irreps (that one, where features stay in the basis of their irreps between convolutions), torch (the
+conventional network with as many channels) and twin (with as many parameters). A step is the forward pass,
+cross-entropy, backward pass and SGD with momentum.
 """
 import copy
 from contextlib import ExitStack

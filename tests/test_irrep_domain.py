@@ -355,16 +355,24 @@ def test_batch_norms_that_are_frozen_in_part():
 @pytest.mark.parametrize("norm", [nn.InnerBatchNorm, iid, nn.GNormBatchNorm])
 def test_folding(norm):
     t = field_type("C4, mixed")
-    other, model = pair(with_numbers(chain(t, norm, nn.ReLU)), fold=True)
+    other, model = pair(with_numbers(chain(t, norm)), fold=True)
     assert_same(other, model, input_of(model, (6, 6)))
     with torch.no_grad():
         model(input_of(model, (6, 6)))
-    first, last = model[0].plan_report(), model[3].plan_report()
+    first, last = model[0].plan_report(), model[2].plan_report()
     assert first.bases == Bases(False, True) and first.folded == type(model[1]).__name__
     assert f"it reads fields and writes irreps; the {first.folded} after it was part of its filter" in str(first)
     assert last.bases == Bases(True, False) and not last.folded and "it reads irreps and writes fields" in str(last)
     model.train()(input_of(model, (6, 6)))
     assert not model[0].plan_report().folded
+
+
+def test_functions_that_are_folded():
+    """They are part of the convolution before them, which writes fields then."""
+    other, model = pair(with_numbers(chain(field_type("C8"), iid, nn.ReLU)), fold=True)
+    assert_same(other, model, input_of(model, (6, 6)))
+    assert bases(model) == ["", "", "", ""]
+    assert bases(model.train()) == [FIRST, INSIDE, INSIDE, LAST]
 
 
 def test_plan_report_of_what_was_computed():

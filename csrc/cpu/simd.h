@@ -69,6 +69,7 @@ __attribute__((noinline)) void multiply_block(const Matrix<T>& a, const In& b, i
                                               const Finish& finish, int64_t column, int64_t depth) {
   Vector<T> sum[M][N] = {};
   const T* third[(M + 2) / 3];  // every third row: with three offsets they address all rows from few registers
+#pragma GCC unroll 5
   for (int m = 0; m < M; m += 3) third[m / 3] = a.data + m * a.stride_m;
   for (int64_t k = 0; k < depth; ++k) {
     const int64_t at[3] = {k * a.stride_k, k * a.stride_k + a.stride_m, k * a.stride_k + 2 * a.stride_m};
