@@ -219,6 +219,20 @@ def test_any_chain(model, folds, seed):
         assert_same(other, model, input_of(model, (8, 9, 8)[:d], seed=seed))
 
 
+@pytest.mark.parametrize("method", ["factorised", "dense"])
+def test_options_of_convolutions(method):
+    """Strides, groups, padding modes, and transposed convolutions."""
+    g = space("D4")
+    t = of(g, *4 * [g.regular_repr])
+    other, model = pair(with_numbers(nn.SequentialModule(
+        convolution(t, t, groups=2, padding_mode="circular"), nn.ReLU(t),
+        nn.R2ConvTransposed(t, t, 3, stride=2, padding=1, output_padding=1, initialize=False), iid(t),
+        convolution(t, t, stride=2, dilation=2, bias=False), nn.ELU(t), convolution(t, t, 1, groups=4))), method=method)
+    other.apply(lambda module: setattr(module, "method", method) if hasattr(module, "method") else None)
+    assert bases(model) == [FIRST, *5 * [INSIDE], LAST]
+    assert_same(other, model, input_of(model, (6, 5)))
+
+
 @each_type
 def test_fewer_multiplications(name):
     """Two changes of basis less between two convolutions."""

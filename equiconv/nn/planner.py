@@ -70,10 +70,11 @@ class Planned:
     """
 
     _method = "auto"
+    _last_bases, _last_folded = FIELDS, ""
 
     def _adopt(self):
         super()._adopt()
-        self._choices, self._last_shape, self._last_bases, self._last_folded = {}, None, FIELDS, ""
+        self._choices, self._last_shape = {}, None
 
     def __getstate__(self):
         return {**super().__getstate__(), "_choices": {}}
