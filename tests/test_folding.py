@@ -277,7 +277,8 @@ def activated(case, function, norm=None, method="auto", container=nn.SequentialM
     field_type = field_type()
     image = of(field_type.gspace, field_type.gspace.trivial_repr, field_type.representations[0])
     torch.manual_seed(0)
-    layers = [convolution(image, field_type), *([] if norm is None else [norm(field_type)]), FUNCTIONS[function](field_type)]
+    norms = [] if norm is None else [norm(field_type)]
+    layers = [convolution(image, field_type), *norms, FUNCTIONS[function](field_type)]
     model = equiconv.accelerate(container(*layers), method=method).double()
     for name, parameter in sorted(model.named_parameters()):
         parameter.data += 0.3 * random(*parameter.shape, seed=len(name))
@@ -297,12 +298,13 @@ def computed_by(model, x):
 
 @pytest.mark.parametrize("container", [nn.SequentialModule, torch.nn.Sequential], ids=lambda cls: cls.__module__)
 @pytest.mark.parametrize("method", ["factorised", "dense"])
-@pytest.mark.parametrize("norm", [None, "InnerBatchNorm", "GNormBatchNorm"])
+@pytest.mark.parametrize("norm", [None, "InnerBatchNorm", "IIDBatchNorm"])
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("case", ACTIVATED)
 def test_activated_convolutions(case, function, norm, method, container):
     """Equal to the chain of modules and to escnn; one op where the convolution is factorised."""
-    norm = norm and getattr(nn, norm)
+    if norm is not None:
+        norm = getattr(nn, norm if norm == "InnerBatchNorm" else f"{norm}{len(ACTIVATED[case][2])}d")
     model, x = activated(case, function, norm, method, container)
     alone = copy.deepcopy(model)
     want = evaluate(alone, x)
