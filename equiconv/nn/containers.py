@@ -90,7 +90,7 @@ def is_epilogue(first, second):
 
 
 def _has_hooks(module):
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+    return module._forward_hooks or module._forward_pre_hooks
 
 
 def _is_foldable(convolution, norm):
