@@ -175,12 +175,12 @@ void activate_row(Activation activation, T alpha, T* row, int64_t step, int64_t 
   constexpr int64_t kWide = kWidth<T>;
   int64_t i = 0;
   if (step == 1)
-    for (; i + kWide <= count; i += kWide) store_vector(activated(activation, alpha, load<Vector<T>>(row + i)), row + i);
+    for (; i + kWide <= count; i += kWide) store_vector(activated<T>(activation, alpha, load<Vector<T>>(row + i)), row + i);
   for (; i < count; i += kWide) {
     const int64_t left = count - i < kWide ? count - i : kWide;
     T some[kWide] = {};
     for (int64_t j = 0; j < left; ++j) some[j] = row[(i + j) * step];
-    store_vector(activated(activation, alpha, load<Vector<T>>(some)), some);
+    store_vector(activated<T>(activation, alpha, load<Vector<T>>(some)), some);
     for (int64_t j = 0; j < left; ++j) row[(i + j) * step] = some[j];
   }
 }
@@ -319,12 +319,24 @@ struct Worker {
     const int64_t channel_size = numbers(p.source_size);
     const Window inner = window(2);
     if (inner.step == 1 && clamp(inner.end - inner.base, inner.end) >= kWidth<T>)
-      return each_window_row([&](const WindowRow& row) {
-        multiply<T>(transform, Rows<const T>{from + row.from, channel_size}, Rows<T>{hat + row.to, tile.component}, source.size,
-                    source.size, row.count);
-      });
+      return transform_window_rows(transform, Rows<const T>{from, channel_size}, Rows<T>{hat, tile.component}, source.size);
     for (int64_t i = 0; i < source.size; ++i) gather(from + i * channel_size, raw + i * tile.component);
     multiply<T>(transform, Rows<const T>{raw, tile.component}, Rows<T>{hat, tile.component}, source.size, source.size, tile.component);
+  }
+
+  // Rows of one vector each are taken two by two.
+  void transform_window_rows(const Matrix<T>& transform, const Rows<const T>& in, const Rows<T>& out, int64_t size) const {
+    const WindowRow* end = window_rows + num_window_rows;
+    for (const WindowRow* row = window_rows; row < end; ++row) {
+      const Rows<const T> from{in.data + row->from, in.stride};
+      const Rows<T> to{out.data + row->to, out.stride};
+      if (row + 1 < end && row->count == kWidth<T> && row[1].count == kWidth<T>) {
+        multiply_columns<2>(transform, from, {row[1].from - row->from, row[1].to - row->to}, to, Assign{}, 0, size, size);
+        ++row;
+      } else {
+        multiply<T>(transform, from, to, size, size, row->count);
+      }
+    }
   }
 
   // Asks for what gather() will read of a channel.
@@ -469,14 +481,17 @@ struct Worker {
     return found;
   }
 
-  // f(pixel, element of the target's channel, step between its elements, their number) for each row of the part
+  // f(pixel, element of the target's channel, step between its elements, their number) for each row of the part; rows
+  // that follow one another both in the tile and in the image are one
   template <class F>
   void each_row(const Part& part, F f) const {
     const auto &size = p.target_size, &at = part.at, &step = part.step;
+    const bool join = step[1] == 1 && step[2] == 1 && part.count[2] == size[2] && tile.middle == size[2];
+    const int64_t joined = join ? part.count[1] : 1;
     for (int64_t o = 0; o < part.count[0]; ++o)
-      for (int64_t m = 0; m < part.count[1]; ++m)
+      for (int64_t m = 0; m < part.count[1]; m += joined)
         f(o * tile.outer + m * tile.middle, ((at[0] + o * step[0]) * size[1] + at[1] + m * step[1]) * size[2] + at[2],
-          step[2], part.count[2]);
+          step[2], joined * part.count[2]);
   }
 
   template <int kForWriting>

@@ -47,7 +47,7 @@ def adopt(module, cls):
 
 def has_hooks(module):
     """Whether somebody looks at what goes into the module and comes out of it."""
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def wants_plain(x):
