@@ -1,9 +1,10 @@
 """Whole networks: a step of training, from images to changed weights, beside escnn's and the conventional twins'.
 
 Each is the published network of equiconv.models at its published size; only the batch is small on a CPU. Methods:
-escnn, equiconv_convolutions (escnn's with its convolutions accelerated) and equiconv (the same network, with the same
-weights), torch (the conventional network with as many channels) and twin (with as many parameters). A step is the
-forward pass, cross-entropy, backward pass and SGD with momentum.
+escnn, equiconv_convolutions (escnn's with its convolutions accelerated), equiconv (the same network, with the same
+weights), equiconv_irreps (that one, where features stay in the basis of their irreps between convolutions), torch (the
+conventional network with as many channels) and twin (with as many parameters). A step is the forward pass,
+cross-entropy, backward pass and SGD with momentum.
 """
 import copy
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from unittest.mock import patch
 import escnn.nn
 import torch
 
-from equiconv import models
+from equiconv import accelerate, models
 
 from .equality import check, worst_error
 from .layers import equiconv_nn
@@ -21,7 +22,7 @@ from .precision import autocast, lookup, torch_switches
 from .records import Row
 
 OP = "network"
-OURS = ("equiconv_convolutions", "equiconv")
+OURS = ("equiconv_convolutions", "equiconv", "equiconv_irreps")
 DRAWS = 3
 
 
@@ -131,6 +132,7 @@ def _steps(case, device, precision, layout):
     theirs, ours = _uninitialised(case.name), _build(case.name, equiconv_nn())
     theirs.load_state_dict(ours.state_dict())
     built = {"escnn": theirs, "equiconv_convolutions": accelerate_convolutions(copy.deepcopy(theirs)), "equiconv": ours,
+             "equiconv_irreps": accelerate(copy.deepcopy(ours), irrep_domain=True),
              "torch": _build(f"{case.twin}_wide", escnn.nn), "twin": _build(case.twin, escnn.nn)}
     shape = case.shape()
     images = torch.randn(case.batch_on(device), *shape, device=device, dtype=precision.activations)

@@ -14,8 +14,8 @@ class Row:
                 network: training (a step of a whole network)
     method      escnn, escnn_compiled, torch (a plain layer or network of equal width), twin (a plain network of equal
                 parameters), equiconv, and equiconv by one method of its convolutions: equiconv_dense,
-                equiconv_factorised, equiconv_two_pass, equiconv_fused; of networks equiconv_convolutions: its other
-                layers are escnn's
+                equiconv_factorised, equiconv_two_pass, equiconv_fused; of networks equiconv_irreps (irrep_domain),
+                and equiconv_convolutions: its other layers are escnn's
     layout      memory layout of the input: contiguous or channels_last
     batch, size of the input
     speedup     median over the rounds of escnn's time / this one's, with its p20 and p80

@@ -94,6 +94,14 @@ struct Tile {
   int64_t outer, middle;       // steps to the next pixel along these axes
 };
 
+// What is done to each number of the target. ACTIVATIONS of equiconv/reference/steerable_conv.py
+enum class Activation : int32_t { identity, relu, leaky_relu, elu, sigmoid, tanh };
+
+// A row of a window, as far as it lies in the image.
+struct WindowRow {
+  int64_t to, from, count;     // places in a component and in a channel of the source; numbers
+};
+
 struct Params {
   const int32_t* index;
   const void* values;
@@ -102,6 +110,8 @@ struct Params {
   const void* source;          // [batch, source_channels, *source_size], contiguous
   void* target;                // the same of the target; or null
   const void* bias;            // [target_channels]; or null
+  Activation activation;       // of the target
+  double alpha;                // of elu; or the slope of leaky_relu
   const void* companion;       // like the target; or null
   void* grad_packed;           // [slots, conv_groups, packed_size]; with a companion
   void* grad_weights;          // zeros, to which the gradient is added
@@ -125,7 +135,8 @@ struct Params {
   int64_t* next_slot;          // shared by the threads: counts the slots that one of them has taken
   // Of the calling worker, 64-byte aligned.
   char* scratch;
-  int64_t raw_start, hat_start, planes_start, u_start, z_start, y_start, rows_start, transposed_start, scratch_size;
+  int64_t window_rows_start, raw_start, hat_start, planes_start, u_start, z_start, y_start, rows_start, transposed_start,
+      scratch_size;
 };
 
 }  // namespace equiconv::steerable

@@ -6,6 +6,7 @@ from torch.nn import Module, Sequential
 
 from .nn import ACCELERATED, containers
 from .nn.batchnorm import _BatchNorm
+from .nn.irrep_domain import bases_of_modules
 from .nn.planner import METHODS, Planned
 
 
@@ -13,15 +14,18 @@ from .nn.planner import METHODS, Planned
 class Row:
     """What became of one module: its name in the model, its class, its status and the reason for it.
 
-    status  "accelerated", "left", or "folded" of a batch norm that in evaluation is part of the convolution before it
+    status  "accelerated", "left", or "folded" of what in evaluation is part of the convolution before it
     reason  why it was left; where folding was asked for, why an accelerated batch norm is not folded
     method  of a convolution that is accelerated: "auto", "factorised" or "dense"
+    basis   "a -> b" where features stay in the basis of their irreps: what is read and what is written, "fields" or
+            "irreps"; else ""
     """
     name: str
     cls: str
     status: str
     reason: str = ""
     method: str = ""
+    basis: str = ""
 
 
 class AccelerationReport(list):
@@ -30,13 +34,13 @@ class AccelerationReport(list):
     def __str__(self):
         if not self:
             return "no equivariant modules"
-        cells = [("module", "class", "status", "method", "reason")]
-        cells += [(row.name or "(the model)", row.cls, row.status, row.method, row.reason) for row in self]
+        cells = [("module", "class", "status", "method", "basis", "reason")]
+        cells += [(row.name or "(the model)", row.cls, row.status, row.method, row.basis, row.reason) for row in self]
         widths = [max(map(len, column)) for column in zip(*cells)]
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in cells)
 
 
-def accelerate(model, *, method=None, fold=None, verbose=False):
+def accelerate(model, *, method=None, fold=None, irrep_domain=None, verbose=False):
     """Converts every supported escnn module of a built model in place, and returns the model.
 
     Modules stay the same objects: parameters, hooks, names, mode, device and dtype are untouched, and optimizers and
@@ -47,9 +51,15 @@ def accelerate(model, *, method=None, fold=None, verbose=False):
     method   of all its convolutions, one of nn.planner.METHODS ("auto", "dense", ...); None: as they are, which is
              "auto" for new ones
     fold     whether, in evaluation, a batch norm of fields becomes part of the filter and bias of the convolution
-             directly before it in a SequentialModule or torch.nn.Sequential: one pass over the features less. Training,
-             parameters and state_dict are untouched, evaluation with gradients of parameters too; what is folded is
-             made again as soon as one of the numbers changes that it was made of. None: as it is, which is not for
+             directly before it in a SequentialModule or torch.nn.Sequential, and a pointwise function (ReLU, ELU,
+             LeakyReLU, PointwiseNonLinearity) after either of them is applied as the result is written: one pass
+             over the features instead of three. Training, parameters and state_dict are untouched, evaluation with
+             gradients of parameters too; what is folded is made again as soon as one of the numbers changes that it was
+             made of. None: as it is, which is not for new models
+    irrep_domain  whether features stay in the basis of their irreps from one convolution of a sequence to the next,
+             where the modules between them allow it (see nn/irrep_domain.py), so that each change of basis is applied
+             once. Results, types, parameters and state_dict stay what they are. On a CPU it gains nothing in most
+             networks, and costs up to a fifth where pointwise functions lie between. None: as it is, which is not for
              new models
     verbose  print acceleration_report(model) afterwards
 
@@ -66,10 +76,14 @@ def accelerate(model, *, method=None, fold=None, verbose=False):
             module.method = method
     for module in model.modules():
         if type(module) is Sequential and (_pairs(module, containers.is_activated_pair)
-                                           or fold and _pairs(module, containers.is_folding_pair)):
+                                           or fold and _pairs(module, containers.is_folding_pair)
+                                           or fold and _pairs(module, containers.is_epilogue)
+                                           or irrep_domain and any(isinstance(m, Planned) for m in module.modules())):
             module.__class__ = containers.Sequential
         if fold is not None and isinstance(module, containers._Sequence):
             module.folds = bool(fold)
+        if irrep_domain is not None and isinstance(module, containers._Sequence):
+            module.irrep_domain = bool(irrep_domain)
     if verbose:
         print(acceleration_report(model))
     return model
@@ -102,23 +116,28 @@ def acceleration_report(model):
 
     Containers, which compute nothing themselves, are left out.
     """
-    rows, modules = AccelerationReport(), _modules(model)
-    folded = _folded(modules)
-    for name, module in modules.items():
-        cls = type(module)
-        if isinstance(module, containers.SequentialModule):
-            continue
-        elif module in folded:
-            rows.append(Row(name, cls.__name__, *folded[module]))
-        elif isinstance(module, tuple(ACCELERATED.values())):
-            rows.append(Row(name, cls.__name__, "accelerated", method=getattr(module, "method", "")))
-        elif cls in ACCELERATED:
-            rows.append(Row(name, cls.__name__, "left", "not converted yet: call equiconv.accelerate"))
-        elif isinstance(module, tuple(ACCELERATED)):
-            rows.append(Row(name, cls.__name__, "left", "a subclass of its own, which may compute something else"))
-        elif isinstance(module, EquivariantModule) and not _is_container(module):
-            rows.append(Row(name, cls.__name__, "left", "no accelerated version yet"))
-    return rows
+    modules = _modules(model)
+    folded, bases = _folded(modules), _bases(modules)
+    return AccelerationReport(
+        Row(name, type(module).__name__, *status, getattr(module, "method", "") if status[0] == "accelerated" else "",
+            bases.get(module, ""))
+        for name, module in modules.items() if (status := folded.get(module) or _status(module)))
+
+
+def _status(module):
+    """(status, reason) of a module, or None where there is nothing to say of it."""
+    cls = type(module)
+    if isinstance(module, containers.SequentialModule):
+        return None
+    if isinstance(module, tuple(ACCELERATED.values())):
+        return "accelerated", ""
+    if cls in ACCELERATED:
+        return "left", "not converted yet: call equiconv.accelerate"
+    if isinstance(module, tuple(ACCELERATED)):
+        return "left", "a subclass of its own, which may compute something else"
+    if isinstance(module, EquivariantModule) and not _is_container(module):
+        return "left", "no accelerated version yet"
+    return None
 
 
 def _pairs(sequence, condition):
@@ -139,7 +158,30 @@ def _folded(modules):
         problem = convolution.why_not_foldable(norm)
         found[norm] = (("folded", f"in evaluation, into {names[convolution]!r}") if problem is None
                        else ("accelerated", f"not folded: {problem}"))
+    return found | _epilogues(sequences, found, names)
+
+
+def _epilogues(sequences, norms, names):
+    """{pointwise function: (status, reason)} of those that convolutions apply; norms: those of _folded."""
+    found = {}
+    for sequence in sequences:
+        before = {norm: convolution for convolution, norm in _pairs(sequence, containers.is_folding_pair)
+                  if norms[norm][0] == "folded"}
+        for first, second in _pairs(sequence, lambda first, second: containers.activation_of(second) is not None):
+            convolution = before.get(first, first)
+            if containers.is_epilogue(convolution, second) and first.out_type == second.in_type:
+                found[second] = "folded", f"in evaluation, into {names[convolution]!r}"
     return found
+
+
+def _bases(modules):
+    """{module: "fields -> irreps" or the like} of the modules that read or write irreps."""
+    found = {}
+    for sequence in modules.values():  # inner ones later: what they are part of comes first
+        if isinstance(sequence, containers._Sequence) and sequence.irrep_domain:
+            for module, bases in bases_of_modules(sequence).items():
+                found.setdefault(module, bases)
+    return {module: f"{bases.read} -> {bases.written}" for module, bases in found.items() if any(bases)}
 
 
 def _is_container(module):

@@ -17,6 +17,7 @@ from .nn import costs, cuda_costs
 BUDGET_S = 0.04  # of each measurement
 ROUNDS = 3       # at least
 RATES_BUDGET_S = 0.02
+REWEIGHTED, CLOSE = 20, 0.1  # rounds of a fit; relative errors below this count as squares
 
 
 def _plane(order, fields_in, fields_out, kernel_size, batch, size):
@@ -43,6 +44,10 @@ def _layers():
     yield _plane(4, 2, 2, 3, 2, 7)
     yield _plane(8, 0, 8, 5, 4, 28)
     yield _plane(4, 4, 4, 1, 4, 24)
+    yield _plane(4, 0, 2, 1, 32, 40)
+    yield _plane(8, 2, 1, 1, 8, 48)
+    yield _plane(4, 8, 0, 3, 8, 28)
+    yield _plane(4, 1, 16, 3, 8, 20)
     yield _plane(4, 4, 4, 3, 64, 4)
     yield _plane(8, 24, 24, 5, 1, 7)
     yield _volume(8, 3, 1, 12)
@@ -61,9 +66,9 @@ def measure():
         for module, shape in _layers():
             x = torch.randn(shape, requires_grad=True)
             for method, backward in product(costs.METHODS, (False, True)):
-                module.method = method
+                module.train(backward).method = method
                 amounts, seconds = rows[method]
-                amounts.append(costs.amounts(method, module.plan, module.geometry(shape), shape[0], backward))
+                amounts.append(costs.amounts(method, module.plan, module.geometry(shape), shape[0], backward, backward))
                 seconds.append(time_of(partial(run, module, x, backward)))
     finally:
         torch.set_num_threads(threads)
@@ -121,7 +126,13 @@ def time_of(function, budget_s=BUDGET_S, device=None):
 
 
 def _fit(amounts, seconds):
-    """Costs >= 0 whose sums come closest to the times, in relative terms."""
+    """Costs >= 0 whose sums come closest to the times, in relative terms: least absolute errors, by reweighted squares.
+
+    So a layer that was disturbed, or that torch computes in some other way, does not bend the costs of all others.
+    """
     scale = amounts.max(0)
-    found, _ = nnls(amounts / seconds[:, None] / scale, np.ones(len(seconds)))
+    relative, weights = amounts / seconds[:, None] / scale, np.ones(len(seconds))
+    for _ in range(REWEIGHTED):
+        found, _ = nnls(relative * weights[:, None], weights)
+        weights = np.maximum(np.abs(relative @ found - 1), CLOSE) ** -0.5
     return found / scale

@@ -101,13 +101,17 @@ def error_of_a_checkpoint_on_one_rank(rank):
 
 SPLIT = (3, 5)  # images of each rank
 NORMS = ("InnerBatchNorm", "IIDBatchNorm2d", "IIDBatchNorm3d", "GNormBatchNorm", "NormBatchNorm",
-         "InducedNormBatchNorm")
+         "InducedNormBatchNorm", "InnerBatchNorm, in irreps", "IIDBatchNorm2d, in irreps")
 
 
 def norm_and_batch(name):
-    """(a batch norm of fields, images and gradients of all ranks), in float64."""
-    module = MODULES[name].build(equiconv.nn).double()
-    random = torch.Generator().manual_seed(0)
+    """(a batch norm of fields, images and gradients of all ranks), in float64; or one between two convolutions."""
+    name, _, in_irreps = name.partition(", ")
+    module = MODULES[name].build(equiconv.nn)
+    if in_irreps:
+        first, last = (equiconv.nn.R2Conv(module.in_type, module.in_type, 3, padding=1) for _ in range(2))
+        module = equiconv.accelerate(equiconv.nn.SequentialModule(first, module, last), irrep_domain=True)
+    module, random = module.double(), torch.Generator().manual_seed(0)
     images = [torch.randn(sum(SPLIT), module.in_type.size, *MODULES[name].size, generator=random, dtype=torch.float64)
               for _ in range(2)]
     return module, 2 * images[0] + torch.arange(sum(SPLIT)).view(-1, *[1] * (images[0].dim() - 1)), images[1]

@@ -134,7 +134,7 @@ def test_run_of_a_step_of_a_whole_network(small_machine, tmp_path, monkeypatch):
     result = invoke(run.app, "--case", "p4_cnn", "--device", "cpu", "--op", "network", "--budget", 1e-6, "--out", out)
     assert result.exit_code == 0, result.output
     rows = {r.method: r for r in records.read(out)}
-    assert list(rows) == ["escnn", "equiconv_convolutions", "equiconv", "torch", "twin"]
+    assert list(rows) == ["escnn", "equiconv_convolutions", "equiconv", "equiconv_irreps", "torch", "twin"]
     assert all((r.case, r.op, r.mode, r.size) == ("p4_cnn", "network", "training", "28x28") for r in rows.values())
     assert rows["equiconv"].error < FLOAT32.tolerance and rows["equiconv"].median_ms > 0
     assert (rows["torch"].note, rows["twin"].note) == ("z2_cnn_wide", "z2_cnn")

@@ -69,6 +69,20 @@ def test_activated_batch_norm():
     assert_few_passes(module, [t(torch.randn(64, t.size, 6, 6, requires_grad=True))])
 
 
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("function", ["ReLU", "ELU"])
+def test_activated_convolution(function, norm):
+    """In evaluation, folded: one pass from the features before the convolution to those after the function."""
+    t = MODULES["InnerBatchNorm"].build(equiconv.nn).in_type
+    layers = [equiconv.nn.R2Conv(t, t, 3, padding=1), *([equiconv.nn.InnerBatchNorm(t)] if norm else []),
+              getattr(equiconv.nn, function)(t)]
+    module = equiconv.accelerate(equiconv.nn.SequentialModule(*layers), method="factorised", fold=True).eval()
+    x = t(torch.randn(64, t.size, 6, 6))
+    with torch.no_grad():
+        module(x)  # makes the tables, and folds
+        assert passes(lambda: module(x), x.tensor[:, :1].numel()) == ["equiconv::steerable_conv_activated"]
+
+
 def test_passes_are_counted():
     x = torch.randn(64, 8, requires_grad=True)
     assert passes(lambda: (x * 2).view(8, 64).exp(), 64) == ["aten::mul", "aten::exp"]

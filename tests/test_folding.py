@@ -253,3 +253,130 @@ def test_functions_that_are_no_part_of_the_batch_norm():
         model = equiconv.accelerate(escnn.nn.SequentialModule(escnn.nn.InnerBatchNorm(t), function))
         x = t(random(3, t.size, 6, 5).float())
         assert torch.equal(model(x).tensor, function(model[0].train()(x)).tensor)
+
+
+# ---- a pointwise function in the convolution ----
+
+FUNCTIONS = {"ReLU": lambda t: escnn.nn.ReLU(t, inplace=True), "ELU": lambda t: escnn.nn.ELU(t, alpha=0.7),
+             "LeakyReLU": lambda t: escnn.nn.LeakyReLU(t, 0.2), "tanh": lambda t: nn.PointwiseNonLinearity(t, "p_tanh"),
+             "sigmoid": lambda t: escnn.nn.PointwiseNonLinearity(t, "p_sigmoid")}
+
+
+def regular_volume():
+    g = gspaces.octaOnR3()
+    return of(g, g.trivial_repr, g.regular_repr)
+
+
+ACTIVATED = {"plane": (pointwise, planar, (6, 7)), "strided": (pointwise, transposed, (4, 5)),
+             "space": (regular_volume, spatial, (3, 4, 4))}
+
+
+def activated(case, function, norm=None, method="auto", container=nn.SequentialModule):
+    """As build, of a convolution, a batch norm if there is one, and a pointwise function."""
+    field_type, convolution, size = ACTIVATED[case]
+    field_type = field_type()
+    image = of(field_type.gspace, field_type.gspace.trivial_repr, field_type.representations[0])
+    torch.manual_seed(0)
+    norms = [] if norm is None else [norm(field_type)]
+    layers = [convolution(image, field_type), *norms, FUNCTIONS[function](field_type)]
+    model = equiconv.accelerate(container(*layers), method=method).double()
+    for name, parameter in sorted(model.named_parameters()):
+        parameter.data += 0.3 * random(*parameter.shape, seed=len(name))
+    x = image(random(5, image.size, *size))
+    model(x)
+    return model.eval(), x
+
+
+def computed_by(model, x):
+    """The ops of this package and the pointwise functions that run, in order."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        evaluate(model, x)
+    functions = ("relu", "elu", "leaky_relu", "tanh", "sigmoid")
+    return [e.name for e in profile.events() if e.cpu_parent is None or not e.cpu_parent.name.startswith("aten::")
+            if e.name.startswith("equiconv::") or e.name.removeprefix("aten::").rstrip("_") in functions]
+
+
+@pytest.mark.parametrize("method", ["factorised", "dense"])
+@pytest.mark.parametrize("norm", [None, "InnerBatchNorm", "IIDBatchNorm"])
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("case", ACTIVATED)
+def test_activated_convolutions(case, function, norm, method):
+    """Equal to the chain of modules and to escnn; one op where the convolution is factorised."""
+    if norm is not None:
+        norm = getattr(nn, norm if norm == "InnerBatchNorm" else f"{norm}{len(ACTIVATED[case][2])}d")
+    container = nn.SequentialModule if method == "factorised" else torch.nn.Sequential
+    model, x = activated(case, function, norm, method, container)
+    alone = copy.deepcopy(model)
+    want = evaluate(alone, x)
+    equiconv.accelerate(model, fold=True)
+    assert_close(evaluate(model, x), want)
+    if method == "factorised":
+        evaluate(model, x)
+        assert computed_by(model, x) == ["equiconv::steerable_conv_activated"]
+    statuses = [row.status for row in equiconv.acceleration_report(model)]
+    assert statuses[1:] == ["folded"] * (len(statuses) - 1)
+    results = []
+    for m in (model, alone):  # training is as it was, to the last bit
+        y = m.train()(x).tensor
+        results.append((y, *torch.autograd.grad(y.square().sum(), list(m.parameters())), *m.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert_close(evaluate(model.eval(), x), evaluate(alone.eval(), x))  # with the statistics of that step
+
+
+def test_gradients_of_activated_convolutions():
+    """In evaluation, of the input and of the parameters."""
+    model, x = activated("plane", "ELU", method="factorised")
+    other = equiconv.accelerate(copy.deepcopy(model), fold=True)
+    results = []
+    for m in (model, other):
+        leaf = x.tensor.clone().requires_grad_()
+        y = m(x.type(leaf)).tensor
+        results.append((y, *torch.autograd.grad(y, [leaf, *m.parameters()], random(*y.shape))))
+    for got, want in zip(*results, strict=True):
+        assert_close(got, want)
+
+
+def test_hooks_of_functions():
+    """A function with hooks is run, and sees what it always saw."""
+    model, x = activated("plane", "ReLU", nn.InnerBatchNorm, "factorised")
+    want = evaluate(model, x)
+    before = evaluate(model[:2], x)
+    equiconv.accelerate(model, fold=True)
+    seen = []
+    hooks = [model[2].register_forward_hook(lambda module, args, y: seen.append(y.tensor.clone())),
+             model[2].register_forward_pre_hook(lambda module, args: seen.append(args[0].tensor.clone()))]
+    assert_close(evaluate(model, x), want)
+    assert len(seen) == 2
+    assert_close(seen[0], before)
+    assert_close(seen[1], want)
+    for hook in hooks:
+        hook.remove()
+    evaluate(model, x)
+    assert len(seen) == 2
+
+
+def test_functions_that_convolutions_do_not_apply():
+    t = pointwise()
+
+    class OwnReLU(escnn.nn.ReLU):
+        def forward(self, input):
+            return input.type(-input.tensor)
+
+    for function in (OwnReLU(t), escnn.nn.ELU(t, alpha=-0.5), torch.nn.ReLU()):
+        image = of(t.gspace, t.gspace.trivial_repr)
+        model = equiconv.accelerate(torch.nn.Sequential(planar(image, t), function), fold=True).eval()
+        assert type(model) is torch.nn.Sequential
+    x = image(random(2, 1, 5, 5).float())
+    model = equiconv.accelerate(escnn.nn.SequentialModule(planar(image, t), OwnReLU(t)), fold=True).eval()
+    assert torch.equal(evaluate(model, x), -evaluate(model[0], x))
+
+
+@pytest.mark.parametrize("function,method", [("ELU", "factorised"), ("tanh", "factorised"), ("ReLU", "dense")])
+def test_graphs_of_activated_convolutions(function, method):
+    model, x = activated("plane", function, nn.InnerBatchNorm, method)
+    want = evaluate(model, x)
+    equiconv.accelerate(model, fold=True)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(lambda t: model(x.type(t)).tensor, fullgraph=True, backend="aot_eager")
+        assert_close(compiled(x.tensor), want)

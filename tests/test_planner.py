@@ -24,8 +24,8 @@ from tests.cases import CASES, REAL, SMALL
 from tests.test_nn_conv import assert_equal, gradient_like, run
 
 SPATIAL = [case for case in SMALL if case.dimensions]
-NEVER = Costs({"dense": np.zeros(4), "factorised": np.ones(5)})   # costs by which one method always loses
-ALWAYS = Costs({"dense": np.ones(4), "factorised": np.zeros(5)})
+NEVER = Costs({"dense": np.zeros(7), "factorised": np.ones(5)})   # costs by which one method always loses
+ALWAYS = Costs({"dense": np.ones(7), "factorised": np.zeros(5)})
 
 
 @pytest.fixture
@@ -423,10 +423,36 @@ def test_costs_that_explain_the_times_are_found():
     assert np.allclose(calibration._fit(amounts, amounts @ exact), exact, rtol=1e-6, atol=1e-18)
 
 
+def test_a_disturbed_layer_does_not_bend_the_costs_of_others():
+    exact = np.array([1e-11, 3e-9, 5e-5])
+    amounts = np.random.default_rng(0).uniform(1, 10, (12, 3)) * [1e8, 1e5, 1]
+    seconds = amounts @ exact
+    seconds[3] *= 5
+    assert np.allclose(calibration._fit(amounts, seconds), exact, rtol=0.15)  # squares alone: by more than half
+
+
+def test_amounts_of_the_dense_method():
+    """One channel out is computed as sixteen; a filter that is kept is not expanded."""
+    module = CASES["c4_regular"].build(equiconv.nn)
+    plan, geometry = module.plan, module.geometry((2, module.in_type.size, 9, 7))
+    names = costs.AMOUNTS["dense"]
+    kept, forward, training = (dict(zip(names, costs.amounts("dense", plan, geometry, 2, *options)))
+                               for options in ((False, False), (False, True), (True, True)))
+    pixels = 2 * np.prod(geometry.target_size)
+    assert kept["forward"] == pixels * plan.taps * 4 * np.ceil(plan.in_channels / 4) * 16 * np.ceil(
+        plan.out_channels / 16)
+    assert kept["moved"] == 2 * 9 * 7 * plan.in_channels + pixels * plan.out_channels
+    assert [a["filter"] for a in (kept, forward, training)] == [n * plan.out_channels * plan.in_channels * plan.taps
+                                                                for n in (0, 1, 2)]
+    assert [a["expansions"] for a in (kept, forward, training)] == [0, 1, 2]
+    assert [a["calls"] for a in (kept, forward, training)] == [1, 1, 3]
+    assert training["moved back"] == 2 * kept["moved"] and kept["moved back"] == kept["backward"] == 0
+
+
 def test_more_threads_share_all_but_the_calls(monkeypatch):
-    known = Costs({"dense": np.array([1.0, 1, 1, 1])})
+    known = Costs({"dense": np.ones(7), "factorised": np.ones(5)})
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert known.time("dense", np.array([4, 4, 4, 4])) == 7
+    assert known.time("dense", np.full(7, 4)) == 13 and known.time("factorised", np.full(5, 4)) == 8
 
 
 def test_costs_are_measured_once_and_kept(monkeypatch, tmp_path):

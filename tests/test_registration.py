@@ -11,8 +11,8 @@ from equiconv.reference import field_gate, field_norm, field_pool
 
 ROOT = Path(__file__).parent.parent
 OPS = ("expand_filter", "expand_filter_bwd")
-CPU_OPS = ("steerable_conv", "steerable_conv_bwd", "field_norm", "field_norm_bwd", "field_norm_moments",
-           "field_norm_inner", "field_norm_inner_bwd",
+CPU_OPS = ("steerable_conv", "steerable_conv_activated", "steerable_conv_bwd", "field_norm", "field_norm_bwd",
+           "field_norm_moments", "field_norm_inner", "field_norm_inner_bwd",
            "fourier_act", "fourier_act_bwd", "field_gate", "field_gate_bwd", "field_pool",
            "field_pool_bwd")
 TRITON_OPS = ("steerable_conv_two_pass", "steerable_conv_two_pass_bwd")

@@ -11,8 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 import equiconv.nn
-from equiconv.layout import conv_tables
+from equiconv.layout import basis_block, conv_tables
 from equiconv.ops import steerable_conv
+from equiconv.reference.steerable_conv import ACTIVATIONS
 from tests.cases import CASES, REAL, SMALL, alternating, irreps, regular, space, together, trivial
 from tests.steerable_calls import Call, errors, plan_between, results
 
@@ -21,6 +22,8 @@ SPATIAL = [case for case in SMALL if case.dimensions]
 each_case = pytest.mark.parametrize("case", SPATIAL, ids=lambda case: case.name)
 # each for a feature: mixed and interleaved types, changes of basis, 3D, transposed, an odd number of fields
 LAYERS = ("c4_mixed", "c4_interleaved", "d4_quotient", "so3_irreps", "c4_transposed_stride2", "c4_17_fields")
+each_activation = pytest.mark.parametrize("activation,alpha", [
+    ("relu", 1.0), ("leaky_relu", 0.1), ("elu", 1.0), ("elu", 0.3), ("sigmoid", 1.0), ("tanh", 1.0)])
 _FIELDS = together(regular(1), irreps(1), trivial(2))
 _IRREPS = irreps(0, 1)
 
@@ -174,6 +177,17 @@ def small(name):
     return call.with_(batch=1, size=(4, 3) if len(call.size) == 2 else (3, 2, 3))
 
 
+def with_a_basis_of_its_own(name):
+    """A call whose plan has two targets for the same fields: one of its bases does not separate into irreps."""
+    call, module = small(name), CASES[name].build(equiconv.nn)
+    for pair in module.basisexpansion._representations_pairs[:1]:
+        basis = basis_block(module.basisexpansion, pair).sampled_basis
+        mixing = torch.linalg.qr(torch.randn(len(basis), len(basis), generator=torch.Generator().manual_seed(0)))[0]
+        basis.copy_(torch.einsum("de,eois->dois", mixing, basis))
+    assert any(target.adds for target in module.plan.factorised(call.kernel).targets)
+    return call.with_(plan=module.plan)
+
+
 def overloads(call, x):
     """The two ops without their tables, and shape and options: what the public function makes of a call."""
     d = len(call.kernel)
@@ -225,6 +239,56 @@ def test_gradcheck(name):
     assert torch.autograd.gradgradcheck(forward, tensors, fast_mode=True)
     grad = torch.randn_like(forward(*tensors)).requires_grad_()
     assert torch.autograd.gradcheck(backward, (grad, tensors[1], tensors[0]), fast_mode=True)
+
+
+@each_activation
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.usefixtures("isa")
+def test_activations(name, activation, alpha):
+    """Values and gradients, first and second, against the definition and against the function after the op."""
+    call = small(name)
+    activated = call.with_(options={**call.options, "activation": activation, "alpha": alpha})
+    tensors = call.tensors()
+    got, want = (results(f, tensors) for f in (activated, activated.reference))
+    assert max(errors(got, want)) <= EXACT
+    after = results(lambda *t: ACTIVATIONS[activation][0](call(*t), alpha), tensors)
+    assert max(errors(got, after)) <= EXACT
+    single = results(activated, [None if t is None else t.float() for t in tensors])
+    assert max(errors(single[:1], want[:1])) <= 1e-6
+
+
+@pytest.mark.parametrize("name", ["c4_mixed", "d4_quotient"])
+def test_activations_of_fields_of_several_targets(name):
+    call = with_a_basis_of_its_own(name)
+    activated = call.with_(options={**call.options, "activation": "elu"})
+    assert max(errors(results(activated, call.tensors()), results(activated.reference, call.tensors()))) <= EXACT
+
+
+@each_activation
+def test_gradients_of_activations(activation, alpha):
+    call = small("c4_mixed")
+    call = call.with_(options={**call.options, "activation": activation, "alpha": alpha})
+    tensors = [t.requires_grad_() for t in call.tensors()]
+    assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, tensors, fast_mode=True)
+    same, _ = overloads(call, tensors[0])
+    number = list(ACTIVATIONS).index(activation)
+    op = torch.ops.equiconv.steerable_conv_activated.default
+    opcheck(op, (*tensors, number, alpha, *same), atol=1e-4, rtol=1e-4)
+    opcheck(op, (*[t.detach() for t in tensors], number, alpha, *same), atol=1e-4, rtol=1e-4)
+    call(*tensors)  # makes the tables
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=False)
+    torch.testing.assert_close(results(compiled, tensors), results(call, tensors))
+
+
+def test_activations_of_bad_numbers():
+    call = plane(3)
+    x, weights, bias = call.tensors()
+    bias[0], bias[1], bias[2] = float("nan"), float("inf"), -float("inf")
+    for activation in ACTIVATIONS:
+        activated = call.with_(options={**call.options, "activation": activation})
+        torch.testing.assert_close(activated(x, weights, bias), activated.reference(x, weights, bias), equal_nan=True)
 
 
 @pytest.mark.parametrize("wanted", range(1, 7))
@@ -460,6 +524,8 @@ def test_multiplicities(kind, count):
     (dict(bias=lambda b: b[1:]), r"bias must have shape \(\d+,\) and dtype torch.float64, got"),
     (dict(bias=lambda b: b.float()), "bias must have shape .* torch.float32"),
     (dict(kernel=(5, 5)), r"kernel_size \(5, 5\) has 25 taps, the plan 9"),
+    (dict(activation="gelu"), "activation must be one of .* got 'gelu'"),
+    (dict(activation="elu", alpha=-1.0), "alpha must not be negative, got -1.0"),
     (dict(padding_mode="mirror"), "padding_mode must be one of .* got 'mirror'"),
     (dict(stride=0), "stride must be 2 integers of at least 1, or one, got 0"),
     (dict(dilation=(1, 2, 3)), "dilation must be 2 integers"),
@@ -498,6 +564,8 @@ def test_bad_arguments_of_the_op():
             ((x.half(), weights.half(), None, same[0], same[1].half(), *same[2:]), "float32 or float64")):
         with pytest.raises(RuntimeError, match=match):
             forward(*arguments)
+    with pytest.raises(RuntimeError, match="no such activation"):
+        torch.ops.equiconv.steerable_conv_activated.default(x, weights, bias, len(ACTIVATIONS), 1.0, *same)
     grad = forward(x, weights, bias, *same)
     for companion in (x[:, 1:].contiguous(), x.float(), x.transpose(2, 3)):
         with pytest.raises(RuntimeError, match="companion must"):
@@ -520,3 +588,4 @@ def test_the_constants_of_python_are_those_of_cpp():
     for name, value in (("kUnused", conv_tables.UNUSED), ("kShared", conv_tables.SHARED),
                         ("kMaxEven", conv_tables.MAX_EVEN), ("kMaxOdd", conv_tables.MAX_ODD)):
         assert int(re.search(rf"\b{name} = (-?\d+)", HEADER)[1]) == value
+    assert re.search(r"enum class Activation.*{ (.*) }", HEADER)[1].split(", ") == list(ACTIVATIONS)

@@ -63,17 +63,23 @@ struct AssignWithBias {
   template <class V> void operator()(V& out, const V& sum, int64_t m) const { out = sum + bias[m]; }
 };
 
-// M rows, and N vectors of columns that lie `step` apart. Unrolled by order: else g++ keeps the sums in memory.
+// How far apart the vectors of a block lie.
+struct Steps {
+  int64_t in, out;
+};
+
+// M rows, and N vectors of columns that lie `steps` apart. Unrolled by order: else g++ keeps the sums in memory.
 template <int M, int N, class T, class In, class Out, class Finish>
-__attribute__((noinline)) void multiply_block(const Matrix<T>& a, const In& b, int64_t step, const Out& out,
+__attribute__((noinline)) void multiply_block(const Matrix<T>& a, const In& b, const Steps& steps, const Out& out,
                                               const Finish& finish, int64_t column, int64_t depth) {
   Vector<T> sum[M][N] = {};
   const T* third[(M + 2) / 3];  // every third row: with three offsets they address all rows from few registers
+#pragma GCC unroll 5
   for (int m = 0; m < M; m += 3) third[m / 3] = a.data + m * a.stride_m;
   for (int64_t k = 0; k < depth; ++k) {
     const int64_t at[3] = {k * a.stride_k, k * a.stride_k + a.stride_m, k * a.stride_k + 2 * a.stride_m};
     Vector<T> row[N];
-    for (int n = 0; n < N; ++n) row[n] = *reinterpret_cast<const Vector<T>*>(b[k] + column + n * step);
+    for (int n = 0; n < N; ++n) row[n] = *reinterpret_cast<const Vector<T>*>(b[k] + column + n * steps.in);
 #pragma GCC unroll 15
     for (int m = 0; m < M; ++m) {
       const T scalar = third[m / 3][at[m % 3]];
@@ -84,7 +90,7 @@ __attribute__((noinline)) void multiply_block(const Matrix<T>& a, const In& b, i
 #pragma GCC unroll 15
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
-    for (int n = 0; n < N; ++n) finish(*reinterpret_cast<Vector<T>*>(out[m] + column + n * step), sum[m][n], m);
+    for (int n = 0; n < N; ++n) finish(*reinterpret_cast<Vector<T>*>(out[m] + column + n * steps.out), sum[m][n], m);
 }
 
 // Of a block of N vectors; more than 15 rows would not find registers for their addresses.
@@ -94,21 +100,21 @@ template <int N> constexpr int kMaxRows = kBlockSums / N < 15 ? kBlockSums / N :
 // addresses of all rows, which costs short products half of their time.
 template <int N, class T, class In, class Out, class Finish, int... kRows>
 constexpr auto multiply_blocks(std::integer_sequence<int, kRows...>) {
-  using Block = void (*)(const Matrix<T>&, const In&, int64_t, const Out&, const Finish&, int64_t, int64_t);
+  using Block = void (*)(const Matrix<T>&, const In&, const Steps&, const Out&, const Finish&, int64_t, int64_t);
   struct { Block with_rows[sizeof...(kRows) + 1]; } table = {{nullptr, multiply_block<kRows + 1, N, T, In, Out, Finish>...}};
   return table;
 }
 
 template <int N, class T, class In, class Out, class Finish>
-void multiply_columns(const Matrix<T>& a, const In& b, int64_t step, const Out& out, const Finish& finish, int64_t column,
-                      int64_t rows, int64_t depth) {
+void multiply_columns(const Matrix<T>& a, const In& b, const Steps& steps, const Out& out, const Finish& finish,
+                      int64_t column, int64_t rows, int64_t depth) {
   static constexpr auto kBlocks = multiply_blocks<N, T, In, Out, Finish>(std::make_integer_sequence<int, kMaxRows<N>>());
-  if (rows > 0 && rows <= kMaxRows<N>) return kBlocks.with_rows[rows](a, b, step, out, finish, column, depth);
+  if (rows > 0 && rows <= kMaxRows<N>) return kBlocks.with_rows[rows](a, b, steps, out, finish, column, depth);
   int64_t first = 0;
   for (int64_t blocks = (rows + kMaxRows<N> - 1) / kMaxRows<N>; blocks > 0; --blocks) {
     const int64_t m = (rows - first + blocks - 1) / blocks;  // blocks of equal height: low ones wait for their sums
     const Matrix<T> part{a.data + first * a.stride_m, a.stride_m, a.stride_k};
-    kBlocks.with_rows[m](part, b, step, out.from(first), finish.from(first), column, depth);
+    kBlocks.with_rows[m](part, b, steps, out.from(first), finish.from(first), column, depth);
     first += m;
   }
 }
@@ -121,9 +127,9 @@ void multiply(const Matrix<T>& a, const In& b, const Out& out, int64_t rows, int
   int64_t n = 0;
   for (; n + kWide < width; n += 2 * kWide) {
     const int64_t next = n + 2 * kWide <= width ? n + kWide : width - kWide;
-    multiply_columns<2>(a, b, next - n, out, finish, n, rows, depth);
+    multiply_columns<2>(a, b, {next - n, next - n}, out, finish, n, rows, depth);
   }
-  if (n < width) multiply_columns<1>(a, b, kWide, out, finish, width - kWide, rows, depth);
+  if (n < width) multiply_columns<1>(a, b, {}, out, finish, width - kWide, rows, depth);
 }
 
 // out += a b, for a width of whole vectors

@@ -2,6 +2,7 @@
 // the vectors.
 #include "../steerable_conv.h"
 
+#include "functions.h"
 #include "simd.h"
 
 namespace equiconv::EQUICONV_ISA {
@@ -128,12 +129,6 @@ void prefetch_row(const T* row, int64_t count) {
   for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + i, kForWriting, 2);
 }
 
-// Zeros in whole vectors, the last of which may go beyond the row.
-template <class T>
-void set_zero_vectors(T* out, int64_t count) {
-  for (int64_t i = 0; i < count; i += kWidth<T>) store_vector(Vector<T>{}, out + i);
-}
-
 // out[i] = sum_t coefficient[t] in[t][i], i < count, whole vectors; kTerms of 0: any number of terms
 template <int kTerms, class T>
 void combine_terms(const T* const* in, const T* coefficients, int64_t terms, T* out, int64_t count) {
@@ -159,6 +154,37 @@ void combine(const T* const* in, const T* coefficients, int64_t terms, T* out, i
   }
 }
 
+// ---- activations -----------------------------------------------------------------------------------------------
+
+template <class T>
+inline __attribute__((always_inline)) Vector<T> activated(Activation activation, T alpha, Vector<T> x) {
+  switch (activation) {
+    case Activation::identity: return x;
+    case Activation::relu: return Relu::value<T>(x);
+    case Activation::leaky_relu: return x > T(0) ? x : alpha * x;
+    case Activation::elu: return x > T(0) ? x : alpha * expm1<T>(x);
+    case Activation::sigmoid: return Sigmoid::value<T>(x);
+    case Activation::tanh: return Tanh::value<T>(x);
+  }
+  __builtin_unreachable();
+}
+
+// `count` numbers that lie `step` apart
+template <class T>
+void activate_row(Activation activation, T alpha, T* row, int64_t step, int64_t count) {
+  constexpr int64_t kWide = kWidth<T>;
+  int64_t i = 0;
+  if (step == 1)
+    for (; i + kWide <= count; i += kWide) store_vector(activated<T>(activation, alpha, load<Vector<T>>(row + i)), row + i);
+  for (; i < count; i += kWide) {
+    const int64_t left = count - i < kWide ? count - i : kWide;
+    T some[kWide] = {};
+    for (int64_t j = 0; j < left; ++j) some[j] = row[(i + j) * step];
+    store_vector(activated<T>(activation, alpha, load<Vector<T>>(some)), some);
+    for (int64_t j = 0; j < left; ++j) row[(i + j) * step] = some[j];
+  }
+}
+
 // ---- one worker ------------------------------------------------------------------------------------------------
 
 constexpr int kMaxTerms = 1024;  // of a row of z: components of an irrep times harmonics
@@ -172,6 +198,8 @@ struct Worker {
   T* grad_packed;
   int64_t image, conv_group, q[kAxes], valid[kAxes];  // of the task: where its tile begins, how much of it there is
   const ResolvedPhase* phase;
+  WindowRow* window_rows;      // of the task's tile, those that lie in the image
+  int64_t num_window_rows, window_step;
   T no_bias[kMaxTerms] = {};
   int64_t vectors_at[kMaxPixels / kWidth<T>];  // where the vectors of the tile's pixels begin in the window
 
@@ -182,6 +210,7 @@ struct Worker {
     raw = scratch + p.raw_start, hat = scratch + p.hat_start, planes = scratch + p.planes_start;
     u = scratch + p.u_start, z = scratch + p.z_start, y = scratch + p.y_start;
     rows = scratch + p.rows_start, transposed = scratch + p.transposed_start;
+    window_rows = reinterpret_cast<WindowRow*>(scratch + p.window_rows_start);
     int64_t* at = vectors_at;
     for (int64_t r = 0; r < tile.runs; ++r) {
       const int64_t middles = tile.runs > tile.size[0] ? tile.size[1] : 1;  // runs with the same outer position
@@ -223,6 +252,8 @@ struct Worker {
     }
     conv_group = task % p.conv_groups;
     image = task / p.conv_groups;
+    find_window_rows();
+    set_zero(raw, p.planes_start - p.raw_start);  // what of the windows lies outside the image stays so
   }
 
   // ---- the source ----
@@ -245,13 +276,12 @@ struct Worker {
     return {base, clamp(base + (valid[a] - 1) * step + reach + 1, p.source_size[a]), step};
   }
 
-  // f(start of a row in a component, [inner phase, outer phase, middle phase, *window]; element of the source's channel
-  // there; step between its elements; begin, end): of a row, [begin, end) lies in the image.
-  template <class F>
-  void each_window_row(F f) const {
+  // The rows of a component, [inner phase, outer phase, middle phase, *window], as far as they lie in the image.
+  void find_window_rows() {
     const Window outer = window(0), middle = window(1), inner = window(2);
     const auto& size = p.source_size;
     int64_t row = 0;
+    num_window_rows = 0, window_step = inner.step;
     for (int64_t pi = 0; pi < p.source_phases[2]; ++pi) {
       const int64_t start = inner.base + pi, step = inner.step;
       const int64_t first = clamp(start < 0 ? (-start + step - 1) / step : 0, tile.window[2]);
@@ -261,21 +291,24 @@ struct Worker {
           for (int64_t o = 0; o < tile.window[0]; ++o)
             for (int64_t m = 0; m < tile.window[1]; ++m, row += tile.window[2]) {
               const int64_t at_o = outer.base + o * outer.step + po, at_m = middle.base + m * middle.step + pm;
-              const bool inside = at_o >= 0 && at_o < outer.end && at_m >= 0 && at_m < middle.end && first < last;
-              f(row, (at_o * size[1] + at_m) * size[2] + start, step, inside ? first : 0, inside ? last : 0);
+              if (at_o < 0 || at_o >= outer.end || at_m < 0 || at_m >= middle.end || first >= last) continue;
+              const int64_t from = (at_o * size[1] + at_m) * size[2] + start + first * step;
+              window_rows[num_window_rows++] = {row + first, from, last - first};
             }
     }
   }
 
+  template <class F>
+  void each_window_row(F f) const {
+    for (int64_t r = 0; r < num_window_rows; ++r) f(window_rows[r]);
+  }
+
   // The window of one channel, zero outside the image.
   void gather(const T* from, T* to) const {
-    each_window_row([&](int64_t row, int64_t at, int64_t step, int64_t begin, int64_t end) {
-      set_zero_vectors(to + row, begin);  // what is too much is written next
-      if (step == 1)
-        copy_row(from + at + begin, end - begin, to + row + begin);
-      else
-        for (int64_t i = begin; i < end; ++i) to[row + i] = from[at + i * step];
-      set_zero_vectors(to + row + end, tile.window[2] - end);
+    if (window_step == 1)
+      return each_window_row([&](const WindowRow& row) { copy_row(from + row.from, row.count, to + row.to); });
+    each_window_row([&](const WindowRow& row) {
+      for (int64_t i = 0; i < row.count; ++i) to[row.to + i] = from[row.from + i * window_step];
     });
   }
 
@@ -286,27 +319,29 @@ struct Worker {
     const int64_t channel_size = numbers(p.source_size);
     const Window inner = window(2);
     if (inner.step == 1 && clamp(inner.end - inner.base, inner.end) >= kWidth<T>)
-      return each_window_row([&](int64_t row, int64_t at, int64_t, int64_t begin, int64_t end) {
-        T* to = hat + row;
-        for (int64_t i = 0; i < source.size; ++i) {
-          set_zero(to + i * tile.component, begin);
-          set_zero(to + i * tile.component + end, tile.window[2] - end);
-        }
-        if (begin < end)
-          multiply<T>(transform, Rows<const T>{from + at + begin, channel_size}, Rows<T>{to + begin, tile.component}, source.size,
-                      source.size, end - begin);
-      });
+      return transform_window_rows(transform, Rows<const T>{from, channel_size}, Rows<T>{hat, tile.component}, source.size);
     for (int64_t i = 0; i < source.size; ++i) gather(from + i * channel_size, raw + i * tile.component);
     multiply<T>(transform, Rows<const T>{raw, tile.component}, Rows<T>{hat, tile.component}, source.size, source.size, tile.component);
   }
 
+  // Rows of one vector each are taken two by two.
+  void transform_window_rows(const Matrix<T>& transform, const Rows<const T>& in, const Rows<T>& out, int64_t size) const {
+    const WindowRow* end = window_rows + num_window_rows;
+    for (const WindowRow* row = window_rows; row < end; ++row) {
+      const Rows<const T> from{in.data + row->from, in.stride};
+      const Rows<T> to{out.data + row->to, out.stride};
+      if (row + 1 < end && row->count == kWidth<T> && row[1].count == kWidth<T>) {
+        multiply_columns<2>(transform, from, {row[1].from - row->from, row[1].to - row->to}, to, Assign{}, 0, size, size);
+        ++row;
+      } else {
+        multiply<T>(transform, from, to, size, size, row->count);
+      }
+    }
+  }
+
   // Asks for what gather() will read of a channel.
   void prefetch_window(const T* from) const {
-    const Window outer = window(0), middle = window(1), inner = window(2);
-    const int64_t first = inner.base > 0 ? inner.base : 0;
-    for (int64_t o = outer.base > 0 ? outer.base : 0; o < outer.end; ++o)
-      for (int64_t m = middle.base > 0 ? middle.base : 0; m < middle.end; ++m)
-        prefetch_row<0>(from + (o * p.source_size[1] + m) * p.source_size[2] + first, inner.end - first);
+    each_window_row([&](const WindowRow& row) { prefetch_row<0>(from + row.from, row.count * window_step); });
   }
 
   static int64_t clamp(int64_t value, int64_t most) { return value < most ? value : most; }
@@ -360,25 +395,33 @@ struct Worker {
 
   // From a component: for each single tap along the inner axis what it sees; for each pair the sum and the difference.
   void make_planes(const T* component) {
-    using V = Vector<T>;
-    const int64_t* taps = phase->taps_at;
-    T* plane = planes;
-    for (int64_t t = 0; t < phase->single; ++t, ++taps, plane += tile.plane)
-      each_plane_vector([&](int64_t from, int64_t to) { store_vector(load<V>(component + taps[0] + from), plane + to); });
-    for (int64_t t = 0; t < phase->pairs; ++t, taps += 2, plane += 2 * tile.plane)
-      each_plane_vector([&](int64_t from, int64_t to) {
-        const V here = load<V>(component + taps[0] + from), mirrored = load<V>(component + taps[1] + from);
-        store_vector(here + mirrored, plane + to);
-        store_vector(here - mirrored, plane + tile.plane + to);
-      });
+    if (phase->single != 1) return make_planes_of<-1>(component);
+    switch (phase->pairs) {
+      case 1: return make_planes_of<1>(component);
+      case 2: return make_planes_of<2>(component);
+      case 3: return make_planes_of<3>(component);
+      default: return make_planes_of<-1>(component);
+    }
   }
 
-  // f(place in a component, place in a plane) for each vector of a plane
-  template <class F>
-  void each_plane_vector(F f) const {
-    const int64_t step = tile.window[2], row = tile.row;
+  // kPairs: their number where there is one single tap; -1: any numbers of both
+  template <int kPairs>
+  void make_planes_of(const T* component) {
+    using V = Vector<T>;
+    const int64_t single = kPairs < 0 ? phase->single : 1, pairs = kPairs < 0 ? phase->pairs : kPairs;
+    const int64_t step = tile.window[2], row = tile.row, *pair_at = phase->taps_at + single;
+    T* const plane_of_pairs = planes + single * tile.plane;
     for (int64_t r = 0; r < tile.plane_rows; ++r)
-      for (int64_t i = 0; i < row; i += kWidth<T>) f(r * step + i, r * row + i);
+      for (int64_t i = 0; i < row; i += kWidth<T>) {
+        const T* from = component + r * step + i;
+        const int64_t to = r * row + i;
+        for (int64_t t = 0; t < single; ++t) store_vector(load<V>(from + phase->taps_at[t]), planes + t * tile.plane + to);
+        for (int64_t t = 0; t < pairs; ++t) {
+          const V here = load<V>(from + pair_at[2 * t]), mirrored = load<V>(from + pair_at[2 * t + 1]);
+          store_vector(here + mirrored, plane_of_pairs + 2 * t * tile.plane + to);
+          store_vector(here - mirrored, plane_of_pairs + (2 * t + 1) * tile.plane + to);
+        }
+      }
   }
 
   void combine_rows(const Source& source, const Slot& slot, int64_t place) {
@@ -438,14 +481,17 @@ struct Worker {
     return found;
   }
 
-  // f(pixel, element of the target's channel, step between its elements, their number) for each row of the part
+  // f(pixel, element of the target's channel, step between its elements, their number) for each row of the part; rows
+  // that follow one another both in the tile and in the image are one
   template <class F>
   void each_row(const Part& part, F f) const {
     const auto &size = p.target_size, &at = part.at, &step = part.step;
+    const bool join = step[1] == 1 && step[2] == 1 && part.count[2] == size[2] && tile.middle == size[2];
+    const int64_t joined = join ? part.count[1] : 1;
     for (int64_t o = 0; o < part.count[0]; ++o)
-      for (int64_t m = 0; m < part.count[1]; ++m)
+      for (int64_t m = 0; m < part.count[1]; m += joined)
         f(o * tile.outer + m * tile.middle, ((at[0] + o * step[0]) * size[1] + at[1] + m * step[1]) * size[2] + at[2],
-          step[2], part.count[2]);
+          step[2], joined * part.count[2]);
   }
 
   template <int kForWriting>
@@ -474,7 +520,7 @@ struct Worker {
       }
   }
 
-  // y = A' y^ + bias: straight to the image where its rows are as long as vectors.
+  // y = activation(A' y^ + bias): straight to the image where its rows are as long as vectors.
   void store() {
     const Part part = this->part(p.target_size);
     const int64_t channel_size = numbers(p.target_size);
@@ -495,7 +541,20 @@ struct Worker {
         for (int64_t i = 0; i < target.size; ++i)
           store_channel(part, rows + i * tile.pixels, bias[i], to + i * channel_size, target.adds);
       }
+      if (p.activation == Activation::identity || is_added_to(target)) return;
+      for (int64_t i = 0; i < target.size; ++i)
+        each_row(part, [&](int64_t, int64_t at, int64_t step, int64_t count) {
+          activate_row(p.activation, T(p.alpha), to + i * channel_size + at, step, count);
+        });
     });
+  }
+
+  // Whether a later target has the same fields.
+  bool is_added_to(const Target& target) const {
+    const Target* end = record<Target>(h.targets_start) + p.num_targets;
+    for (const Target* later = &target + 1; later < end; ++later)
+      if (later->adds && p.index[later->channels_start] == p.index[target.channels_start]) return true;
+    return false;
   }
 
   void store_channel(const Part& part, const T* from, T bias, T* to, bool adds) const {

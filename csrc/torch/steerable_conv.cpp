@@ -100,10 +100,11 @@ std::vector<int64_t> full_size(const Tensor& source, const std::vector<int64_t>&
 }
 
 // The tables of the adjoint, which come after a call's own, are for the backward formula.
-Tensor steerable_conv_glue(const Tensor& source, const Tensor& weights, const std::optional<Tensor>& bias, const Tensor& index,
-                           const Tensor& values, const Tensor&, const Tensor&, const std::vector<int64_t>& kernel,
-                           const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups, bool up,
-                           const std::vector<int64_t>& target_size) {
+Tensor steerable_conv_activated_glue(
+    const Tensor& source, const Tensor& weights, const std::optional<Tensor>& bias, int64_t activation, double alpha,
+    const Tensor& index, const Tensor& values, const Tensor&, const Tensor&, const std::vector<int64_t>& kernel,
+    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
+    bool up, const std::vector<int64_t>& target_size) {
   Call call(source, weights, index, values, kernel, stride, padding, dilation, groups, up, target_size);
   Tensor target = torch::stable::new_empty(source, full_size(source, target_size));
   if (bias) {
@@ -111,8 +112,18 @@ Tensor steerable_conv_glue(const Tensor& source, const Tensor& weights, const st
                     "steerable_conv: bias must have one number for each channel of the target");
     call.params.bias = bias->const_data_ptr();
   }
+  STD_TORCH_CHECK(activation >= 0 && activation <= int64_t(steerable::Activation::tanh), "steerable_conv: there is no such activation");
+  call.params.activation = steerable::Activation(activation), call.params.alpha = alpha;
   if (target.numel() > 0) call.run(source, &target, nullptr);
   return target;
+}
+
+Tensor steerable_conv_glue(const Tensor& source, const Tensor& weights, const std::optional<Tensor>& bias, const Tensor& index,
+                           const Tensor& values, const Tensor& adjoint_index, const Tensor& adjoint_values,
+                           const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                           const std::vector<int64_t>& dilation, int64_t groups, bool up, const std::vector<int64_t>& target_size) {
+  return steerable_conv_activated_glue(source, weights, bias, 0, 0, index, values, adjoint_index, adjoint_values, kernel, stride,
+                                       padding, dilation, groups, up, target_size);
 }
 
 std::tuple<Tensor, Tensor> steerable_conv_bwd_glue(
@@ -138,5 +149,6 @@ std::tuple<Tensor, Tensor> steerable_conv_bwd_glue(
 
 STABLE_TORCH_LIBRARY_IMPL(equiconv, CPU, m) {
   m.impl("steerable_conv", EQUICONV_BOX(equiconv::steerable_conv_glue));
+  m.impl("steerable_conv_activated", EQUICONV_BOX(equiconv::steerable_conv_activated_glue));
   m.impl("steerable_conv_bwd", EQUICONV_BOX(equiconv::steerable_conv_bwd_glue));
 }

@@ -188,7 +188,7 @@ class Layout {
   // ---- places in the scratch ----
 
   struct Sizes {
-    int64_t raw, planes, u, z, y, rows, transposed;
+    int64_t window_rows, raw, planes, u, z, y, rows, transposed;
   };
   Sizes sizes(const Tile& tile) const {
     const Source* sources = record<Source>(h_.sources_start);
@@ -204,6 +204,7 @@ class Layout {
       for (int64_t i = 0; i < sources[s].slots; ++i) slot_size = std::max<int64_t>(slot_size, record<Slot>(sources[s].slots_start)[i].size);
     }
     for (int64_t t = 0; t < h_.targets; ++t) target_size = std::max<int64_t>(target_size, targets[t].size);
+    needed.window_rows = tile.component / tile.window[2] * int64_t(sizeof(WindowRow) / sizeof(float));
     needed.raw = source_size * tile.component + kSlack + tile.plane;
     needed.planes = (planes + 1) * tile.plane + kSlack;
     needed.u = slot_size * h_.harmonics * (tile.pixels + 16);
@@ -234,7 +235,7 @@ class Layout {
     const Sizes needed = sizes(tile);
     int64_t at = 0;
     const auto take = [&](int64_t numbers) { return at += whole(numbers), at - whole(numbers); };
-    p_.raw_start = take(needed.raw), p_.hat_start = take(needed.raw), p_.planes_start = take(needed.planes);
+    p_.window_rows_start = take(needed.window_rows), p_.raw_start = take(needed.raw), p_.hat_start = take(needed.raw), p_.planes_start = take(needed.planes);
     p_.u_start = take(needed.u), p_.z_start = take(needed.z), p_.y_start = take(needed.y);
     p_.rows_start = take(needed.rows), p_.transposed_start = take(needed.transposed);
     p_.scratch_size = at;

@@ -88,6 +88,25 @@ class FilterPlan:
             self._factorised["out components"] = found
         return self._factorised["out components"]
 
+    def separates(self):
+        """(of the input, of the output): whether all kernels separate into irreps of it."""
+        layouts = [(pair.in_fields.layout, pair.out_fields.layout) for pair in self.pairs if pair.paths]
+        return tuple(not any(layout.is_opaque for layout in side) for side in zip(*layouts))
+
+    def in_irreps(self, reads, writes):
+        """The plan, of the same weights, between features in the basis of their irreps: Q^-1 x in place of fields x.
+
+        reads, writes  whether the input and the output are such; they must separate
+        """
+        key = ("in irreps", reads, writes)
+        if not any(key[1:]):
+            return self
+        if key not in self._factorised:
+            pairs = [Pair(_in_irreps(p.in_fields, reads), _in_irreps(p.out_fields, writes), p.paths)
+                     for p in self.pairs]
+            self._factorised[key] = FilterPlan(self.harmonics, pairs, self.in_channels, self.out_channels)
+        return self._factorised[key]
+
     def factorised(self, kernel, adjoint=False):
         """FactorisedPlan for a grid of taps of shape `kernel`."""
         key = (kernel, adjoint)
@@ -138,6 +157,10 @@ class FilterPlan:
 
     def __deepcopy__(self, memo):
         return self  # never changed after construction
+
+
+def _in_irreps(fields, wanted):
+    return replace(fields, layout=fields.layout.in_irreps()) if wanted else fields
 
 
 def _out_components(pair):

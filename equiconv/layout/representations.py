@@ -34,12 +34,23 @@ class RepresentationLayout:
 
     def opaque(self):
         """The same representation as one block: for kernels that do not separate into irreps."""
-        whole = copy(self)
-        whole.change_of_basis = whole.change_of_basis_inv = np.eye(self.size)
-        whole.slots = [IrrepSlot(None, 0, self.size)]
+        return self._without_basis([IrrepSlot(None, 0, self.size)])
+
+    def in_irreps(self):
+        """The same irreps without a change of basis: for features that are in the basis of their irreps already."""
+        return self._without_basis(self.slots)
+
+    def _without_basis(self, slots):
+        other = copy(self)
+        other.change_of_basis = other.change_of_basis_inv = np.eye(self.size)
+        other.slots = slots
         for name in ("is_split", "is_orthogonal"):
-            whole.__dict__.pop(name, None)
-        return whole
+            other.__dict__.pop(name, None)
+        return other
+
+    @property
+    def is_opaque(self):
+        return self.slots[0].irrep is None
 
     @cached_property
     def is_split(self):

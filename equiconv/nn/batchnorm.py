@@ -42,24 +42,36 @@ class _BatchNorm(OnTensors, ByField):
         device = next((t.device for t in (*self.parameters(), *self.buffers())), None)
         self.register_buffer("_fields", torch.tensor(fields, device=device), persistent=False)
 
-    def _bases(self, x):
-        """Of all groups, for ops.field_norm, in the dtype that x is computed in."""
+    def _bases(self, x, in_irreps=False):
+        """(fields, bases) of all groups, for ops.field_norm, in the dtype that x is computed in."""
         bases = [matrix.flatten() for group in self._groups for matrix in self._basis(group) or ()]
-        return (torch.cat(bases) if bases else self._fields.new_empty(0)).to(compute_dtype(x.dtype))
+        fields = self._fields
+        if bases and in_irreps:
+            fields, bases = torch.cat([fields[:, :2], torch.full_like(fields[:, :1], -1)], 1), ()
+        return fields, (torch.cat(bases) if bases else fields.new_empty(0)).to(compute_dtype(x.dtype))
+
+    def _compute(self, x):
+        return self._normalise(x, *self._factors_and_offsets(lambda: self._moments(x)))
+
+    def _factors_and_offsets(self, moments):
+        """For each group what _normalise takes; moments: a function that returns what _moments does."""
+        raise NotImplementedError
 
     @torch.no_grad()
-    def _moments(self, x):
+    def _moments(self, x, in_irreps=False):
         """For each group the mean and the variance of the components of its fields, [fields, size] each.
+
+        in_irreps  whether x is Q^-1 x already: see nn/irrep_domain.py
 
         Returns (means, variances, the number of values of each component: an int, or a tensor of one number).
         """
         count = x.numel() // x.shape[1]
         if has_kernel(x.device.type):
-            mean, var = field_norm_moments(x, self._fields, self._bases(x))
+            mean, var = field_norm_moments(x, *self._bases(x, in_irreps))
             means, variances = ([part[0] for part in self._split(v[None])] for v in (mean, var))
         else:
             x = x.detach().to(compute_dtype(x.dtype))
-            parts = [self._to_irreps(part, group) for part, group in zip(self._split(x), self._groups)]
+            parts = self._change_basis(self._split(x), 1, in_irreps)
             both = [torch.var_mean(part, [0, *range(3, part.dim())], correction=0) for part in parts]
             variances, means = zip(*both)
         if not is_synchronised(self):
@@ -69,23 +81,25 @@ class _BatchNorm(OnTensors, ByField):
         sizes = [mean.numel() for mean in means]
         return *([v.view_as(mean) for v, mean in zip(values.split(sizes), means)] for values in both), count
 
-    def _normalise(self, x, factors, offsets=None):
-        """Q (factor * (Q^-1 x) + offset); factors and offsets: for each group [fields, 1 or size]."""
+    def _normalise(self, x, factors, offsets=None, in_irreps=False):
+        """Q (factor * (Q^-1 x) + offset); factors and offsets: for each group [fields, 1 or size].
+
+        in_irreps  whether Q^-1 is applied to x already, and is to be to the result
+        """
         if has_kernel(x.device.type) and not wants_plain(x):
             factor = self._per_channel(factors).to(compute_dtype(x.dtype))
             offset = torch.zeros_like(factor) if offsets is None else self._per_channel(offsets).to(factor.dtype)
-            return field_norm(x, factor, offset, self._fields, self._bases(x))
-        parts = [self._to_irreps(part, group) for part, group in zip(self._split(x), self._groups)]
-        parts = scale(parts, factors)
+            return field_norm(x, factor, offset, *self._bases(x, in_irreps))
+        parts = scale(self._change_basis(self._split(x), 1, in_irreps), factors)
         parts = parts if offsets is None else shift(parts, offsets)
-        parts = [self._from_irreps(part, group) for part, group in zip(parts, self._groups)]
+        parts = self._change_basis(parts, 0, in_irreps)
         return self._join([part.flatten(1, 2) for part in parts]).to(x.dtype)
 
-    def _to_irreps(self, part, group):
-        return part if (basis := self._basis(group)) is None else torch.einsum("ds,bcs...->bcd...", basis[1], part)
-
-    def _from_irreps(self, part, group):
-        return part if (basis := self._basis(group)) is None else torch.einsum("ds,bcs...->bcd...", basis[0], part)
+    def _change_basis(self, parts, which, in_irreps):
+        """Each group's Q (0) or Q^-1 (1) times its fields."""
+        bases = [None if in_irreps else self._basis(group) for group in self._groups]
+        return [part if basis is None else torch.einsum("ds,bcs...->bcd...", basis[which], part)
+                for part, basis in zip(parts, bases)]
 
     def why_not_affine(self):
         """Why it is no affine map of each channel of Q^-1 x in eval mode, or None."""
@@ -154,7 +168,8 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
     def _compute(self, x, function="identity"):
         children = self._children()
         if self._exchanges(children):
-            return FUNCTIONS[function](self._compute_synchronised(x, children))
+            moments = SynchronisedMoments.apply(x, self._fields, self.process_group)
+            return FUNCTIONS[function](self._normalise_by_channels(x, children, *moments))
         if wants_plain(x) or not has_kernel(x.device.type) or not self._is_ordinary(children):
             return FUNCTIONS[function](self._join([self._normalise_part(child, part).flatten(1, 2)
                                                    for child, part in zip(children, self._split(x))]))
@@ -175,21 +190,23 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
                                "made, all in one mode")
         return True
 
-    def _compute_synchronised(self, x, children):
-        """field_norm_inner with the statistics of all processes."""
-        mean, var, count = SynchronisedMoments.apply(x, self._fields, self.process_group)  # of each channel
+    def _normalise_by_channels(self, x, children, mean, var, count, one=None):
+        """field_norm_inner by the mean, the variance and the number of values of each channel.
+
+        one  [in_type.size]: the fields that are 1 everywhere, in the basis of x, if that is another one (orthogonal)
+        """
+        one = torch.ones_like(mean) if one is None else one
         weight, bias = self._affine(x, children)
         places = self._field_of_channel
         sizes = torch.zeros_like(weight).index_add(0, places, torch.ones_like(mean))
-        field_mean = torch.zeros_like(weight).index_add(0, places, mean) / sizes
-        square = var + (mean - field_mean.index_select(0, places)).square()
+        field_mean = torch.zeros_like(weight).index_add(0, places, mean * one) / sizes
+        square = var + (mean - field_mean.index_select(0, places) * one).square()
         field_var = torch.zeros_like(weight).index_add(0, places, square) / sizes
         factor = weight * torch.rsqrt(field_var + self.eps)
         offset = bias - field_mean * factor
         if self.track_running_stats:
             self._update(count, children, field_mean.detach(), field_var.detach())
-        return field_norm(x, factor.index_select(0, places), offset.index_select(0, places), self._fields,
-                          self._bases(x))
+        return field_norm(x, factor.index_select(0, places), offset.index_select(0, places) * one, *self._bases(x))
 
     def _evaluation(self):
         children = self._children()
@@ -259,15 +276,15 @@ class _IIDBatchNorm(_BatchNorm):
         """A parameter or buffer of the group, or None."""
         return getattr(self, f"{self._escape_name(group.label)}_{suffix}", None)
 
-    def _compute(self, x):
+    def _factors_and_offsets(self, moments):
         if self.training:
             self.num_batches_tracked.add_(1)
         if self.training or not self.track_running_stats:
-            means, variances = self._statistics(x)
+            means, variances = self._statistics(*moments())
             if self.track_running_stats:
                 self._update(means, variances)
-            return self._normalise(x, *self._affine(means, variances))
-        return self._normalise(x, *self._evaluation())
+            return self._affine(means, variances)
+        return self._evaluation()
 
     def _evaluation(self):
         return self._affine(*([self._named(f"running_{name}", g) for g in self._groups] for name in ("mean", "var")))
@@ -288,9 +305,8 @@ class _IIDBatchNorm(_BatchNorm):
         return factors, offsets
 
     @torch.no_grad()
-    def _statistics(self, x):
+    def _statistics(self, means, variances, count):
         """For each group (mean [fields, size] or None), and variance [fields, 1]."""
-        means, variances, count = self._moments(x)
         averages = [self._named("avg", group) for group in self._groups]
         means = [None if average is None else _apply(average, mean.to(average.dtype))
                  for average, mean in zip(averages, means)]
@@ -362,11 +378,11 @@ class GNormBatchNorm(_BatchNorm, escnn.nn.GNormBatchNorm):
         """A parameter or buffer of the group, or None."""
         return getattr(self, name.format(self._escape_name(group.label)), None)
 
-    def _compute(self, x):
+    def _factors_and_offsets(self, moments):
         if self.training:
             self.num_batches_tracked.add_(1)
-            return self._normalise(x, *self._affines(self._statistics(x)))
-        return self._normalise(x, *self._evaluation())
+            return self._affines(self._statistics(*moments()))
+        return self._evaluation()
 
     def _evaluation(self):
         return self._affines([[self._named(f"{{}}_running_{name}", g) for name in ("mean", "var")]
@@ -391,12 +407,11 @@ class GNormBatchNorm(_BatchNorm, escnn.nn.GNormBatchNorm):
         return components.index_copy(1, self._named("_{}_trivials", group), invariant)
 
     @torch.no_grad()
-    def _statistics(self, x):
+    def _statistics(self, means, variances, count):
         """(mean [fields, trivials], variance [fields, irreps]) of each group; updates the running ones."""
-        *moments, count = self._moments(x)
         unbiased, momentum = unbiasing(count), self._momentum()
         statistics = []
-        for group, mean, var in zip(self._groups, *moments):
+        for group, mean, var in zip(self._groups, means, variances):
             running_mean, running_var = (self._named(f"{{}}_running_{name}", group) for name in ("mean", "var"))
             invariant = mean.index_select(1, self._named("_{}_trivials", group))
             square = var + (mean - self._to_components(invariant, group)).square()  # about zero, if not invariant

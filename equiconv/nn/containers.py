@@ -3,46 +3,71 @@ from functools import partial
 
 import escnn.nn
 import torch
+import torch.nn.functional as F
 from escnn.nn import GeometricTensor
 
+from . import irrep_domain
 from .batchnorm import InnerBatchNorm, _BatchNorm
 from .checks import check_type
-from .conv import _Conv
+from .conv import Activation, _Conv
 from .linear import Linear
-from .tensors import OnTensors, adopt, adopting_init, like
+from .nonlinearities import PointwiseNonLinearity
+from .tensors import OnTensors, adopt, adopting_init, has_hooks, like
 
 
 class _Sequence:
     """Mixin of a sequence of modules: neighbours that one pass can compute are computed by one.
 
     InnerBatchNorm and ReLU or ELU are one pass over the features. Where `folds` is True, a batch norm of fields in
-    evaluation, without gradients of parameters, becomes part of the filter and bias of the convolution before it.
-    Modules that have hooks are run one by one.
+    evaluation, without gradients of parameters, becomes part of the filter and bias of the convolution before it, and a
+    pointwise function after either of them, in evaluation, part of the convolution. Modules that have hooks are run one
+    by one. Where `irrep_domain` is True, features stay in the basis of their irreps from one convolution to the next
+    where that is possible (see nn/irrep_domain.py).
     """
 
-    folds = False
+    folds = irrep_domain = False
 
     def _adopt(self):
         """Nothing to prepare."""
 
     def forward(self, input):
-        modules, x, place = list(self._modules.values()), input, 0
+        if self.irrep_domain and irrep_domain.is_possible():
+            return irrep_domain.run(self, input)
+        return self._run(list(self._modules.values()), input)
+
+    def _run(self, modules, x):
+        """What the modules of this sequence, which follow each other, make of x."""
+        place = 0
         while place < len(modules):
-            together = self._together(*modules[place:place + 2])
-            x = modules[place](x) if together is None else together(x)
-            place += 1 if together is None else 2
+            count, together = self._together(*modules[place:place + 3])
+            x = together(x)
+            place += count
         return x
 
-    def _together(self, first, second=None):
-        """A function that computes both modules in one pass, or None."""
-        if any(module._forward_hooks or module._forward_pre_hooks for module in (first, second) if module is not None):
-            return None
-        if self.folds and is_folding_pair(first, second) and not (first.training or _is_training(second)):
-            if not _wants_gradients(first, second) and first.why_not_foldable(second) is None:
-                return partial(first.forward, norm=second)
+    def _together(self, first, second=None, third=None):
+        """(how many of the modules can be computed in one pass, the function that does it)"""
+        if has_hooks(first) or second is None or has_hooks(second):
+            return 1, first
         if is_activated_pair(first, second) and second.in_type == first.out_type:
-            return partial(first.forward, function=_function_of(second))
-        return None
+            return 2, partial(first.forward, function=_function_of(second))
+        return self._with_convolution(first, second, third) if self.folds and not first.training else (1, first)
+
+    def _with_convolution(self, first, second, third):
+        """As _together, of a convolution in evaluation, a batch norm and a function, or one of these after it."""
+        options, last, following = {}, first, second
+        if is_folding_pair(first, second) and _is_foldable(first, second):
+            options, last, following = {"norm": second}, second, third
+        if is_epilogue(first, following) and following.in_type == last.out_type and not has_hooks(following):
+            options["activation"] = activation_of(following)
+        return 1 + len(options), partial(first.forward, **options) if options else first
+
+    def _folds_into(self, convolution, norm):
+        """Whether a module becomes part, now, of the one before it."""
+        return (self.folds and not convolution.training and is_folding_pair(convolution, norm)
+                and _is_foldable(convolution, norm))
+
+    def __getstate__(self):
+        return {key: value for key, value in self.__dict__.items() if key != irrep_domain.KNOWN}
 
 
 def _function_of(module):
@@ -53,6 +78,37 @@ def _function_of(module):
     if type(module) is escnn.nn.ReLU:
         return "relu"
     return "elu" if type(module) is escnn.nn.ELU and module.alpha == 1 else None
+
+
+POINTWISE = {F.relu: Activation("relu"), F.elu: Activation("elu"), F.sigmoid: Activation("sigmoid"),
+             F.tanh: Activation("tanh")}
+
+
+def activation_of(module):
+    """The Activation that a pointwise nonlinearity computes; or None.
+
+    Of those classes themselves: their subclasses may compute something else.
+    """
+    if type(module) is escnn.nn.ReLU:
+        return Activation("relu")
+    if type(module) is escnn.nn.ELU and module.alpha >= 0:
+        return Activation("elu", module.alpha)
+    if type(module) is escnn.nn.LeakyReLU and module._negative_slope >= 0:
+        return Activation("leaky_relu", module._negative_slope)
+    if type(module) in (escnn.nn.PointwiseNonLinearity, PointwiseNonLinearity):
+        return POINTWISE.get(module._function)
+    return None
+
+
+def is_epilogue(first, second):
+    """Whether the modules are a convolution and a pointwise function that it can apply."""
+    return isinstance(first, _Conv) and activation_of(second) is not None
+
+
+def _is_foldable(convolution, norm):
+    if _is_training(norm) or _wants_gradients(convolution, norm):
+        return False
+    return convolution.why_not_foldable(norm) is None
 
 
 def _wants_gradients(*modules):

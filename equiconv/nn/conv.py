@@ -1,4 +1,6 @@
 """Steerable convolutions: factorised, by one op; or the filter by one op for all pairs, the convolution by torch."""
+from dataclasses import dataclass
+
 import escnn.nn
 import torch.nn.functional as F
 from escnn.nn import GeometricTensor
@@ -7,11 +9,25 @@ from torch import nn
 from ..formats import LOW_PRECISION
 from ..library import autocast_dtype
 from ..ops import fused_steerable_conv, steerable_conv
+from .bases import Bases, InIrreps
 from .checks import check_dtype, check_input, checked_init
 from .construction import IcosahedralOrbits, SteerableShells
 from .expanded import Expanded
 from .planner import BACKENDS, Planned
 from .tensors import is_channels_last, like
+
+IN_PLACE = {"identity": lambda y, alpha: y, "relu": lambda y, alpha: y.relu_(), "leaky_relu": F.leaky_relu_,
+            "elu": F.elu_, "sigmoid": lambda y, alpha: y.sigmoid_(), "tanh": lambda y, alpha: y.tanh_()}
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A pointwise function, by the names of ops.steerable_conv."""
+    name: str = "identity"
+    alpha: float = 1.0
+
+    def apply_(self, y):
+        return IN_PLACE[self.name](y, self.alpha)
 
 
 class _Conv(SteerableShells, Planned, Expanded):
@@ -21,37 +37,45 @@ class _Conv(SteerableShells, Planned, Expanded):
     def kernel(self):
         return (self.kernel_size,) * self.d
 
-    def forward(self, input, norm=None):
+    def forward(self, input, norm=None, activation=Activation(), writes_irreps=False):
         """input: GeometricTensor [B, in_type.size, *spatial] -> GeometricTensor [B, out_type.size, *spatial].
 
-        norm  a batch norm of fields in evaluation, to compute with it (see why_not_foldable)
+        norm           a batch norm of fields in evaluation, to compute with it (see why_not_foldable)
+        activation     an Activation of the result
+        writes_irreps  whether to return an InIrreps; one is read in any case (see irrep_domain)
         """
         check_input(self, input)
-        x = input.tensor
-        method = self.method_for(x)
-        y = self._dense(x, norm) if method == "dense" else self._factorised(x, norm, BACKENDS[method])
+        x, bases = input.tensor, Bases(isinstance(input, InIrreps), writes_irreps)
+        method = self.method_for(x, bases, norm)
+        if method == "dense":
+            y = self._dense(x, norm, bases)
+        else:
+            y = self._factorised(x, norm, bases, BACKENDS[method], activation)
+        if method in ("dense", "fused"):
+            y = activation.apply_(y)
         y = like(y, x)  # torch's convolutions with kernels of size 1 lose channels_last
-        return GeometricTensor(y, self.out_type, coords=None)
+        return (InIrreps if writes_irreps else GeometricTensor)(y, self.out_type, coords=None)
 
-    def _dense(self, x, norm):
-        filter, bias = self.filter_and_bias(is_channels_last(x), norm)
+    def _dense(self, x, norm, bases):
+        filter, bias = self.filter_and_bias(is_channels_last(x), norm, bases)
         if autocast_dtype(x.device.type) is None:
             check_dtype(self, x, filter)
         return self._convolve(x, filter, bias)
 
-    def _factorised(self, x, norm, backend):
-        weights, bias = self.weights_and_bias(norm)
+    def _factorised(self, x, norm, bases, backend, activation):
+        weights, bias = self.weights_and_bias(norm, bases)
+        plan = self.plan.in_irreps(*bases)
         dtype = autocast_dtype(x.device.type)
         if dtype is not None:
             x = x.to(dtype)
         if x.dtype in LOW_PRECISION:
             weights, bias = weights.float(), None if bias is None else bias.to(x.dtype)
         if backend == "fused":
-            return fused_steerable_conv(x, weights, self.plan, self.kernel, bias=bias, padding=self.padding,
+            return fused_steerable_conv(x, weights, plan, self.kernel, bias=bias, padding=self.padding,
                                         padding_mode=self.padding_mode)
-        return steerable_conv(x, weights, self.plan, self.kernel, bias=bias, stride=self.stride,
+        return steerable_conv(x, weights, plan, self.kernel, bias=bias, stride=self.stride,
                               dilation=self.dilation, padding=self.padding, groups=self.groups, backend=backend,
-                              **self._options())
+                              activation=activation.name, alpha=activation.alpha, **self._options())
 
     def _options(self):
         """What a convolution and a transposed one do not have in common, for ops.steerable_conv."""

@@ -8,6 +8,7 @@ from escnn.nn.modules import basismanager
 from ..formats import compute_dtype
 from ..layout import basis_block, plan_of
 from ..ops import expand_filter, plain_filter
+from .bases import FIELDS, changes_of_basis
 
 
 class Expanded:
@@ -84,33 +85,41 @@ class Expanded:
         """(filter, bias) as the convolution takes them, differentiable; bias is None where there is none."""
         return self._expand(self.weights, self.bias, channels_last)
 
-    def _expand(self, weights, bias, channels_last=False):
-        return self._filter(weights, channels_last), None if bias is None else self.bias_expansion @ bias
+    def _expand(self, weights, bias, channels_last=False, bases=FIELDS):
+        return self._filter(weights, channels_last, bases), self._bias_of_channels(bias, bases)
 
-    def _filter(self, weights, channels_last):
+    def _filter(self, weights, channels_last, bases):
+        plan = self.plan.in_irreps(*bases)
         if torch.onnx.is_in_onnx_export():
-            return plain_filter(weights, self.plan, self.kernel, self.transposed)
-        return expand_filter(weights, self.plan, self.kernel, channels_last=channels_last, transposed=self.transposed)
+            return plain_filter(weights, plan, self.kernel, self.transposed)
+        return expand_filter(weights, plan, self.kernel, channels_last=channels_last, transposed=self.transposed)
 
-    def filter_and_bias(self, channels_last=False, norm=None):
+    def _bias_of_channels(self, bias, bases):
+        return None if bias is None else self._in_output_basis(self.bias_expansion @ bias, bases)
+
+    def _in_output_basis(self, bias, bases):
+        return changes_of_basis(self.out_type).to_irreps(bias) if bases.writes_irreps else bias
+
+    def filter_and_bias(self, channels_last=False, norm=None, bases=FIELDS):
         """expand_parameters, from the cache in evaluation without gradients.
 
-        norm  a batch norm in evaluation (see why_not_foldable) to make part of them
+        norm   a batch norm in evaluation (see why_not_foldable) to make part of them
+        bases  Bases of the features
         """
         def make():
             if norm is None:
-                return self._expand(self.weights, self.bias, channels_last)
-            weights, bias = self._folded(norm)
-            return self._filter(weights, channels_last), bias
+                return self._expand(self.weights, self.bias, channels_last, bases)
+            weights, bias = self._folded(norm, bases)
+            return self._filter(weights, channels_last, bases), bias
 
         autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
-        return self._kept("filter", (self.plan, channels_last, autocast), norm, make)
+        return self._kept("filter", (self.plan, bases, channels_last, autocast), norm, make)
 
-    def weights_and_bias(self, norm=None):
+    def weights_and_bias(self, norm=None, bases=FIELDS):
         """(weights, bias of each channel or None), from the cache as in filter_and_bias where there is a norm."""
         if norm is None:
-            return self.weights, None if self.bias is None else self.bias_expansion @ self.bias
-        return self._kept("weights", (self.plan,), norm, lambda: self._folded(norm))
+            return self.weights, self._bias_of_channels(self.bias, bases)
+        return self._kept("weights", (self.plan, bases), norm, lambda: self._folded(norm, bases))
 
     def why_not_foldable(self, norm):
         """Why a batch norm that follows cannot become part of the filter and bias in evaluation, or None."""
@@ -120,7 +129,7 @@ class Expanded:
             return "the checkpoint's basis of the convolution before it does not separate into irreps"
         return norm.why_not_affine()
 
-    def _folded(self, norm):
+    def _folded(self, norm, bases):
         """(weights, bias of each channel) of this map followed by a batch norm in evaluation.
 
         The norm multiplies all components of an irrep of the output alike, so each weight, which leads to one irrep,
@@ -130,7 +139,8 @@ class Expanded:
         weights = self.weights * norm.scale_in_evaluation().index_select(0, components)
         bias = self.weights.new_zeros(self.out_type.size) if self.bias is None else self.bias_expansion @ self.bias
         pixel = GeometricTensor(bias.view(1, -1, *[1] * len(self.kernel)), self.out_type)
-        return weights.to(self.weights.dtype), norm.forward(pixel).tensor.flatten()
+        bias = self._in_output_basis(norm.forward(pixel).tensor.flatten(), bases)
+        return weights.to(self.weights.dtype), bias
 
     def _kept(self, name, key, norm, make):
         """make(), from the cache in evaluation without gradients."""

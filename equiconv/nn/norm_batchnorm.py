@@ -23,11 +23,11 @@ class _NormBatchNorm(_BatchNorm):
     def _weight(self, group):
         return getattr(self, f"{group.label}_weight").view(-1, 1)
 
-    def _compute(self, x):
+    def _factors_and_offsets(self, moments):
         if self.training:
             self.num_batches_tracked.add_(1)
-            self._update(x)
-        return self._normalise(x, *self._evaluation())
+            self._update(*moments())
+        return self._evaluation()
 
     def _evaluation(self):
         factor = torch.rsqrt(torch.cat([self._running_var(group).flatten() for group in self._groups]) + self.eps)
@@ -37,10 +37,9 @@ class _NormBatchNorm(_BatchNorm):
         return [factor[:, None] for factor in factors], None
 
     @torch.no_grad()
-    def _update(self, x):
-        *moments, count = self._moments(x)
+    def _update(self, means, variances, count):
         momentum = self._momentum()
-        for group, mean, var in zip(self._groups, *moments):
+        for group, mean, var in zip(self._groups, means, variances):
             norms = count * (group.size // self._subfield_size(group))
             square = torch.addcmul(var, mean, mean).mean(1) * unbiasing(norms)
             running = self._running_var(group)

@@ -16,6 +16,7 @@ from ..layout.work import dense_work
 from ..library import autocast_dtype
 from ..ops.steerable_conv import DTYPES, make_tables
 from . import costs, cuda_costs
+from .bases import FIELDS, Bases
 
 BACKENDS = {"factorised": "native", "two_pass": "triton", "fused": "fused"}  # of steerable_conv
 METHODS = ("auto", *BACKENDS, "dense")
@@ -38,6 +39,8 @@ class PlanReport:
     factorised_bytes, dense_bytes   the weights as either method multiplies by them: mixing matrices, filter
     reason
     scratch_bytes               of "two_pass" and "dense" on CUDA: what they need besides input and output; else None
+    bases                       Bases that the last call read and wrote: those of the fields, or of their irreps
+    folded                      the class of the batch norm that was part of the last call's filter and bias, or ""
     """
     method: str
     input_shape: tuple
@@ -47,12 +50,16 @@ class PlanReport:
     dense_bytes: int
     reason: str
     scratch_bytes: object = None
+    bases: Bases = FIELDS
+    folded: str = ""
 
     def __str__(self):
+        folded = f"; the {self.folded} after it was part of its filter and bias" if self.folded else ""
         return (f"{self.method} for an input of {list(self.input_shape)}: {self.reason}\n"
                 f"factorised: {self.factorised:,.0f} multiplications per pixel, {self.factorised_bytes:,} bytes\n"
                 f"dense: {self.dense:,.0f} multiplications per pixel, {self.dense_bytes:,} bytes"
-                + ("" if self.scratch_bytes is None else f"\nit takes {self.scratch_bytes:,} bytes meanwhile"))
+                + ("" if self.scratch_bytes is None else f"\nit takes {self.scratch_bytes:,} bytes meanwhile")
+                + f"\nit reads {self.bases.read} and writes {self.bases.written}" + folded)
 
 
 class Planned:
@@ -63,6 +70,7 @@ class Planned:
     """
 
     _method = "auto"
+    _last_bases, _last_folded = FIELDS, ""
 
     def _adopt(self):
         super()._adopt()
@@ -84,7 +92,8 @@ class Planned:
     def plan_report(self, input_shape=None):
         """PlanReport for inputs [B, in_type.size, *spatial] of the weights' dtype; by default as in the last call."""
         shape = tuple(input_shape or self._last_shape or self._nominal_shape())
-        plan, geometry = self.plan, self.geometry(shape)  # the plan is made anew if it must be
+        bases, geometry = self._last_bases, self.geometry(shape)
+        plan = self.plan.in_irreps(*bases)  # which is made anew if it must be
         device, dtype = self.weights.device, self._compute_dtype(self.weights.device)
         wanted = self._wanted(device)
         problem = self._why_not_on(wanted, device, dtype)
@@ -93,13 +102,14 @@ class Planned:
         elif self._method != "auto":
             method, reason = self._method, "as the module's method says"
         else:
-            method, reason = self._choose(shape, self.training, device, dtype)
+            method, reason = self._choose(plan, shape, self.training, device, dtype)
         work, size, scratch = costs.factorised_work(plan, geometry), dtype.itemsize, None
         if device.type == "cuda" and method in cuda_costs.METHODS:
             scratch = cuda_costs.estimate(method, plan, geometry, shape[0], dtype, self.training,
                                           cuda_costs.current(device)).scratch
         return PlanReport(method, shape, work.multiplications, dense_work(plan, geometry.stride, geometry.up),
-                          size * work.packed, size * plan.out_channels * plan.in_channels * plan.taps, reason, scratch)
+                          size * work.packed, size * plan.out_channels * plan.in_channels * plan.taps, reason, scratch,
+                          bases, self._last_folded)
 
     def geometry(self, input_shape):
         """layout.Geometry for inputs [B, in_type.size, *spatial]."""
@@ -114,8 +124,13 @@ class Planned:
             return (*methods, "fused")
         return methods
 
-    def method_for(self, x):
-        """The method, one of METHODS but "auto", for the input tensor x [B, in_type.size, *spatial]."""
+    def method_for(self, x, bases=FIELDS, norm=None):
+        """The method, one of METHODS but "auto", for the input tensor x [B, in_type.size, *spatial].
+
+        bases, norm  of the call, which plan_report() tells of
+        """
+        if not torch.compiler.is_compiling():
+            self.__dict__.update(_last_bases=bases, _last_folded="" if norm is None else type(norm).__name__)
         if self._method == "dense":
             return "dense"
         problem = self.why_not_factorised(x)
@@ -131,7 +146,7 @@ class Planned:
         if self._method != "auto":
             return self._method
         with_backward = self.training or (torch.is_grad_enabled() and (x.requires_grad or self.weights.requires_grad))
-        return self._choose(tuple(x.shape), with_backward, x.device, dtype)[0]
+        return self._choose(self._plan[0].in_irreps(*bases), tuple(x.shape), with_backward, x.device, dtype)[0]
 
     def why_not_factorised(self, x):
         """Why the factorised method (of x's device, or the one asked for) cannot take the tensor x now, or None."""
@@ -192,7 +207,7 @@ class Planned:
     def _method_of_graphs(self, device, dtype):
         shape, method = self._nominal_shape(), self._method
         if method == "auto":
-            method = self._choose(shape, True, device, dtype)[0]
+            method = self._choose(self._plan[0], shape, True, device, dtype)[0]
         if method not in ("dense", "fused"):  # its tables are made before the trace
             make_tables(BACKENDS[method], self._plan[0], self.geometry(shape), device, compute_dtype(dtype))
         return method
@@ -201,9 +216,8 @@ class Planned:
         batch, *size = NOMINAL[self.d]
         return (batch, self.in_type.size, *size)
 
-    def _choose(self, shape, with_backward, device, dtype):
+    def _choose(self, plan, shape, with_backward, device, dtype):
         """(method, reason) by the costs of the machine."""
-        plan = self._plan[0]
         switches = torch.get_num_threads()
         if device.type == "cuda":
             switches = [cuda_costs.precision(dtype, kind) for kind in ("convolutions", "products")]

@@ -30,6 +30,21 @@ def gather_moments(mean, var, count, group):
     return whole.to(mean.dtype), variance.to(var.dtype), total
 
 
+class Moments(torch.autograd.Function):
+    """(mean [C], variance [C]) of each channel of x [B, C, *spatial], through which gradients flow."""
+
+    @staticmethod
+    def forward(ctx, x, fields):
+        mean, var = field_norm_moments(x, fields, x.new_empty(0, dtype=compute_dtype(x.dtype)))
+        ctx.save_for_backward(x, mean, fields)
+        return mean, var
+
+    @staticmethod
+    def backward(ctx, grad_mean, grad_var):
+        x, mean, fields = ctx.saved_tensors
+        return _grad_of_moments(x, mean, fields, grad_mean, grad_var, x.numel() // x.shape[1]), None
+
+
 class SynchronisedMoments(torch.autograd.Function):
     """(mean [C], variance [C], count) of each channel over all processes, through which gradients flow to each."""
 
@@ -48,6 +63,9 @@ class SynchronisedMoments(torch.autograd.Function):
         x, mean, count, fields = ctx.saved_tensors
         both = torch.stack([grad_mean, grad_var])
         dist.all_reduce(both, group=ctx.group)  # the statistics serve in all processes
-        grad_mean, grad_var = both / count.to(both.dtype)
-        slope = 2 * grad_var
-        return field_norm(x, slope, grad_mean - slope * mean, fields, mean.new_empty(0)), None, None
+        return _grad_of_moments(x, mean, fields, *both, count.to(both.dtype)), None, None
+
+
+def _grad_of_moments(x, mean, fields, grad_mean, grad_var, count):
+    slope = 2 * grad_var / count
+    return field_norm(x, slope, grad_mean / count - slope * mean, fields, mean.new_empty(0))

@@ -45,6 +45,11 @@ def adopt(module, cls):
         module._adopt()
 
 
+def has_hooks(module):
+    """Whether somebody looks at what goes into the module and comes out of it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def wants_plain(x):
     """Whether x is to go through operations that every exporter knows: for graphs that run without equiconv."""
     if isinstance(x, torch.fx.Proxy):

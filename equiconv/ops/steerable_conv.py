@@ -8,6 +8,7 @@ from ..formats import FLOATING, compute_dtype, like
 from ..layout import Geometry
 from ..reference import steerable_conv as reference
 
+ACTIVATIONS = tuple(reference.ACTIVATIONS)
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 _TABLES = {"native": "Tensor index, Tensor values, Tensor adjoint_index, Tensor adjoint_values",
            "triton": "Tensor index, Tensor values, str structure, Tensor adjoint_index, Tensor adjoint_values, "
@@ -42,12 +43,16 @@ class _Saved:
 
 def _setup_context(ctx, inputs, output):
     source, weights, bias, *rest = inputs
-    ctx.save_for_backward(source, weights)
+    _save(ctx, source, weights, bias, rest)
+
+
+def _save(ctx, source, weights, bias, rest, *output):
+    ctx.save_for_backward(source, weights, *output)
     ctx.call, ctx.has_bias, ctx.rest = _Saved(source, *rest), bias is not None, len(rest)
 
 
 def _backward(ctx, backend, grad):
-    source, weights = ctx.saved_tensors
+    source, weights, *_ = ctx.saved_tensors
     needs_source, needs_weights, needs_bias = ctx.needs_input_grad[:3]
     grad_source = grad_weights = grad_bias = None
     if needs_source or needs_weights:
@@ -57,6 +62,17 @@ def _backward(ctx, backend, grad):
         grad_bias = grad.sum([0, *range(2, grad.dim())])
     return (grad_source if needs_source else None, grad_weights if needs_weights else None, grad_bias,
             *[None] * ctx.rest)
+
+
+def _activated_setup_context(ctx, inputs, output):
+    source, weights, bias, ctx.activation, ctx.alpha, *rest = inputs
+    _save(ctx, source, weights, bias, rest, output)
+
+
+def _activated_backward(ctx, backend, grad):
+    slope = reference.ACTIVATIONS[ACTIVATIONS[ctx.activation]][1](ctx.saved_tensors[2], ctx.alpha)
+    of_source, of_weights, of_bias, *rest = _backward(ctx, backend, grad * slope)
+    return of_source, of_weights, of_bias, None, None, *rest
 
 
 def _bwd_setup_context(ctx, inputs, output):
@@ -101,6 +117,10 @@ for _backend, _name, *_implementations in (
         f"(Tensor source, Tensor weights, Tensor companion, {_arguments}, bool wants_target, bool wants_weights) "
         "-> (Tensor, Tensor)", {_backend: _implementations[1]}, fake=_bwd_fake, setup_context=_bwd_setup_context,
         backward=_bwd_backward))
+_activated = library.define(
+    "steerable_conv_activated", "(Tensor source, Tensor weights, Tensor? bias, int activation, float alpha, "
+    f"{_TABLES['native']}, {_GEOMETRY}) -> Tensor", {"native": None}, fake=_fake,
+    setup_context=_activated_setup_context, backward=_activated_backward)
 _available = tuple(_fwd)
 _defaults = backends.defaults(_available, native=("cpu",))
 # of x; those of low precision are computed in float32, with weights in float32
@@ -108,7 +128,7 @@ DTYPES = {"native": (torch.float32, torch.float64), "triton": FLOATING, "referen
 
 
 def steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, padding=0, dilation=1, padding_mode="zeros",
-                   groups=1, transposed=False, output_padding=0, backend=None):
+                   groups=1, transposed=False, output_padding=0, activation="identity", alpha=1.0, backend=None):
     """A steerable convolution in factorised form: harmonics, Clebsch-Gordan coefficients and mixing in turn.
 
     Equal to torch's convolution with the filter that ops.expand_filter makes of the same weights and plan, with 3 to 27
@@ -124,6 +144,8 @@ def steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, paddin
     padding_mode  one of PADDING_MODES ("zeros" if transposed)
     groups        as torch's convolutions have them
     transposed    a transposed convolution; output_padding belongs to it
+    activation    one of ACTIVATIONS: a pointwise function of the result; the backend "native" applies it as it writes
+    alpha         of "elu"; of "leaky_relu" the slope where it is negative; not below 0
     backend       "native" (CPU), "triton" (CUDA: in two passes, see triton_kernels/steerable_conv.py), "reference";
                   None: the best that can run
 
@@ -138,6 +160,10 @@ def steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, paddin
                          f"{output_padding} without transposed=True")
     if padding_mode not in PADDING_MODES:
         raise ValueError(f"steerable_conv: padding_mode must be one of {PADDING_MODES}, got {padding_mode!r}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"steerable_conv: activation must be one of {ACTIVATIONS}, got {activation!r}")
+    if not alpha >= 0:
+        raise ValueError(f"steerable_conv: alpha must not be negative, got {alpha}")
     if padding_mode != "zeros":
         if transposed:
             raise ValueError("steerable_conv: a transposed convolution pads with zeros, got padding_mode "
@@ -147,12 +173,16 @@ def steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, paddin
     geometry = _geometry(x, plan, tuple(kernel_size), stride, padding, dilation, groups, transposed, output_padding)
     chosen = backends.pick(_defaults, _available, x.device.type, backend)
     _check(x, weights, plan, bias, geometry, DTYPES[chosen])
+    function = reference.ACTIVATIONS[activation][0]
     if chosen == "reference":
-        return reference.steerable_conv(x, weights, bias, plan.factorised(geometry.kernel), geometry)
+        return function(reference.steerable_conv(x, weights, bias, plan.factorised(geometry.kernel), geometry), alpha)
+    tensors = (_readable(x, chosen), weights.contiguous(), bias)
     target_size = [geometry.target_channels, *geometry.target_size]
-    return _fwd[chosen](_readable(x, chosen), weights.contiguous(), bias,
-                        *_tables(chosen, plan, geometry, x.device, weights.dtype), list(geometry.kernel), list(stride),
-                        list(padding), list(dilation), groups, transposed, target_size)
+    call = (*_tables(chosen, plan, geometry, x.device, weights.dtype), list(geometry.kernel), list(stride),
+            list(padding), list(dilation), groups, transposed, target_size)
+    if activation != "identity" and chosen in _activated:
+        return _activated[chosen](*tensors, ACTIVATIONS.index(activation), float(alpha), *call)
+    return function(_fwd[chosen](*tensors, *call), alpha)
 
 
 def _tables(backend, plan, geometry, device, dtype):

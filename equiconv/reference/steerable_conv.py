@@ -2,6 +2,17 @@
 import torch
 import torch.nn.functional as F
 
+#: {name: (y = f(x, alpha), its derivative in terms of y and alpha)}, in the order of Activation in
+#: csrc/steerable_conv.h. Each f is monotonous, so that y says what the derivative is
+ACTIVATIONS = {
+    "identity": (lambda x, alpha: x, lambda y, alpha: torch.ones_like(y)),
+    "relu": (lambda x, alpha: F.relu(x), lambda y, alpha: (y > 0).to(y.dtype)),
+    "leaky_relu": (F.leaky_relu, lambda y, alpha: torch.where(y > 0, 1, alpha).to(y.dtype)),
+    "elu": (F.elu, lambda y, alpha: torch.where(y > 0, 1, y + alpha)),
+    "sigmoid": (lambda x, alpha: torch.sigmoid(x), lambda y, alpha: y * (1 - y)),
+    "tanh": (lambda x, alpha: torch.tanh(x), lambda y, alpha: 1 - y.square()),
+}
+
 
 def steerable_conv(x, weights, bias, plan, geometry):
     """The target of a FactorisedPlan for the source x, along a Geometry; bias [target_channels] or None."""
