@@ -32,7 +32,7 @@ def concatenated_act_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, channels, total, pi
     exists = (pixel < total)[:, None] & (channel < channels)[None, :]
     at = place(channel[None, :], pixel[:, None], channels, pixels, CHANNELS_LAST)
     x = tl.load(x_ptr + at, mask=exists, other=0.0).to(compute_type(x_ptr))
-    grad_x = x * 0
+    grad_x = tl.zeros(x.shape, x.dtype)
     for side in tl.static_range(2):
         of = grad_ptr + place(2 * channel[None, :] + side, pixel[:, None], 2 * channels, pixels, CHANNELS_LAST)
         along = slope_of(x if side == 0 else -x, FUNCTION) * tl.load(of, mask=exists, other=0.0).to(x.dtype)

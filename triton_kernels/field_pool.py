@@ -135,7 +135,7 @@ def field_pool_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, directions_ptr, fields_pt
         offset = place(field[None, :], pixel[:, None], num_fields, pixels, CHANNELS_LAST)
         grad = tl.load(grad_ptr + offset, mask=exists, other=0.0).to(most.dtype)
     else:
-        grad = most * 0
+        grad = tl.zeros(most.shape, most.dtype)
         for n in tl.static_range(NUMBERS):
             offset = place(field[None, :] * NUMBERS + n, pixel[:, None], num_fields * NUMBERS, pixels, CHANNELS_LAST)
             g = tl.load(grad_ptr + offset, mask=exists, other=0.0).to(most.dtype)

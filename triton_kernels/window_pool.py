@@ -82,7 +82,7 @@ def window_pool_kernel(x_ptr, y_ptr, filter_ptr, total, channels, size, between,
                 value = load_at(x_ptr, batch, channel, first, second, third, inside, channels, size, CHANNELS_LAST,
                                 0.0)
             weight = tl.load(filter_ptr + tap * channels + channel, mask=inside, other=0.0)
-            y += tl.where(inside, weight * value, 0.0)
+            y += weight * tl.where(inside, value, 0.0)
     tl.store(y_ptr + n, to_nearest(y, y_ptr.dtype.element_ty), mask=exists)
 
 

@@ -8,38 +8,44 @@ namespace {
 
 constexpr int kWords = 4;  // of a block of random bits: those of four fields that follow each other
 
-// Philox4x32-10 of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3": the counters of kLanes pixels become bits.
-template <int kLanes>
-inline void philox(uint32_t (&words)[kWords][kLanes], uint32_t key0, uint32_t key1) {
-  for (int round = 0; round < 10; ++round, key0 += 0x9E3779B9u, key1 += 0xBB67AE85u)
-    for (int i = 0; i < kLanes; ++i) {
-      const uint64_t a = uint64_t(0xD2511F53u) * words[0][i], b = uint64_t(0xCD9E8D57u) * words[2][i];
-      words[0][i] = uint32_t(b >> 32) ^ words[1][i] ^ key0;
-      words[2][i] = uint32_t(a >> 32) ^ words[3][i] ^ key1;
-      words[1][i] = uint32_t(b), words[3][i] = uint32_t(a);
-    }
+using Bits = Vector<uint32_t>;
+using WideBits = Vector<uint64_t>;
+constexpr int kPixels = kWidth<uint32_t>;
+constexpr uint64_t kLow = 0xFFFFFFFFu;
+
+// high and low: of the products of 32 bits
+inline void multiply(const Bits& x, uint64_t factor, Bits& high, Bits& low) {
+  const WideBits pairs = reinterpret_cast<WideBits>(x), even = (pairs & kLow) * factor, odd = (pairs >> 32) * factor;
+  low = reinterpret_cast<Bits>((even & kLow) | (odd << 32));
+  high = reinterpret_cast<Bits>((even >> 32) | (odd & ~kLow));
 }
 
+// Philox4x32-10 of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3": counters become random bits.
+inline void philox(Bits (&words)[kWords], uint32_t key0, uint32_t key1) {
+  for (int round = 0; round < 10; ++round, key0 += 0x9E3779B9u, key1 += 0xBB67AE85u) {
+    Bits high_a, low_a, high_b, low_b;
+    multiply(words[0], 0xD2511F53u, high_a, low_a);
+    multiply(words[2], 0xCD9E8D57u, high_b, low_b);
+    words[0] = high_b ^ words[1] ^ key0, words[1] = low_b;
+    words[2] = high_a ^ words[3] ^ key1, words[3] = low_a;
+  }
+}
+
+// Of the pixels from `pixel` on, counted through the batch, and a block of fields.
+inline void random_bits(const FieldDropoutParams& p, int64_t pixel, int64_t block, Bits (&words)[kWords]) {
+  for (int i = 0; i < kPixels; ++i) words[0][i] = uint32_t(pixel + i), words[1][i] = uint32_t((pixel + i) >> 32);
+  words[2] = uint32_t(block) + Bits{}, words[3] = Bits{};
+  philox(words, p.key[0], p.key[1]);
+}
+
+// What the pixels from `first` on of these random bits are multiplied by.
 template <class T>
-struct Random {
-  uint32_t words[kWords][kWidth<T>];
-
-  // Of the pixels from `pixel` on, counted through the batch.
-  Random(const FieldDropoutParams& p, int64_t pixel, int64_t field) {
-    for (int i = 0; i < kWidth<T>; ++i) {
-      const uint64_t n = uint64_t(pixel + i);
-      words[0][i] = uint32_t(n), words[1][i] = uint32_t(n >> 32), words[2][i] = uint32_t(field / kWords), words[3][i] = 0;
-    }
-    philox(words, p.key[0], p.key[1]);
-  }
-
-  // What the pixels of a field are multiplied by.
-  Vector<T> factors(const FieldDropoutParams& p, int64_t field) const {
-    T found[kWidth<T>];
-    for (int i = 0; i < kWidth<T>; ++i) found[i] = words[field % kWords][i] >= p.threshold ? T(p.scale) : T(0);
-    return vector_at(const_cast<const T*>(found), 0);
-  }
-};
+inline Vector<T> factors(const FieldDropoutParams& p, const Bits& bits, int first) {
+  if constexpr (kWidth<T> == kPixels) return bits >= p.threshold ? T(p.scale) + Vector<T>{} : Vector<T>{};
+  Vector<T> found;
+  for (int i = 0; i < kWidth<T>; ++i) found[i] = bits[first + i] >= p.threshold ? T(p.scale) : T(0);
+  return found;
+}
 
 template <class T, class F>
 void drop(const FieldDropoutParams& p, const FieldRun& run, const Pixels& pixels) {
@@ -50,12 +56,16 @@ void drop(const FieldDropoutParams& p, const FieldRun& run, const Pixels& pixels
   for (int64_t f = run.field, last; f < run.field + run.fields; f = last) {
     last = (f / kWords + 1) * kWords;
     if (last > run.field + run.fields) last = run.field + run.fields;
-    for (int64_t l = 0; l < lanes; l += kWidth<T>) {
-      const Random<T> random(p, first_pixel + l, f);
+    for (int64_t l = 0; l < lanes; l += kPixels) {
+      Bits words[kWords];
+      random_bits(p, first_pixel + l, f / kWords, words);
       for (int64_t g = f; g < last; ++g) {
-        const Vector<T> factors = random.factors(p, g);
         const int64_t channel = p.fields[g].channel - run.channel;
-        for (int64_t c = channel; c < channel + p.fields[g].size; ++c) vector_at(y[c], l) = factors * vector_at(x[c], l);
+        for (int first = 0; first < kPixels && l + first < lanes; first += kWidth<T>) {
+          const Vector<T> factor = factors<T>(p, words[g % kWords], first);
+          for (int64_t c = channel; c < channel + p.fields[g].size; ++c)
+            vector_at(y[c], l + first) = factor * vector_at(x[c], l + first);
+        }
       }
     }
   }

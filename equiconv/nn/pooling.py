@@ -4,8 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..formats import compute_dtype, is_channels_last
+from ..ops import window_pool
 from .fields import ByField, sizes_of
-from .tensors import OnTensors, adopting_init
+from .tensors import OnTensors, adopting_init, as_for_product, is_fused
 
 
 class NormMaxPool(OnTensors, ByField, escnn.nn.NormMaxPool):
@@ -29,12 +31,20 @@ class NormMaxPool(OnTensors, ByField, escnn.nn.NormMaxPool):
         return chosen.flatten(1, 2).unflatten(2, (index.size(2), index.size(3)))
 
 
+def _weights(module, x):
+    """The filter of an antialiased pooling as ops.window_pool takes it: [taps, channels]."""
+    return module.filter.flatten(1).mT.to(compute_dtype(x.dtype))
+
+
 class _Antialiased(OnTensors):
     """The computation of PointwiseAvgPoolAntialiased2D and 3D: a depthwise convolution with a Gaussian."""
 
     keeps_coords = False
 
     def _compute(self, x):
+        if len(self.kernel_size) == 3 and x.requires_grad and is_fused(x):  # else torch's one kernel is the faster one
+            x = as_for_product(x)
+            return window_pool(x, _weights(self, x), kernel=self.kernel_size, stride=self.stride, padding=self.padding)
         convolution = (F.conv2d, F.conv3d)[len(self.kernel_size) - 2]
         return convolution(x, self.filter, None, self.stride, self.padding, groups=self.in_type.size)
 
@@ -170,6 +180,12 @@ class _AntialiasedMaxPool(OnTensors):
     keeps_coords = False
 
     def _compute(self, x):
+        is_plain = self.d == 2 and x.device.type == "cpu" and is_channels_last(x)  # where torch is the faster one
+        if not is_plain and is_fused(x):
+            x = as_for_product(x)
+            return window_pool(x, _weights(self, x), window=self.kernel_size, window_padding=self.padding,
+                               dilation=self.dilation, kernel=self.filter.shape[2:], stride=self.stride,
+                               padding=self._pad)
         pool, convolution = ((F.max_pool2d, F.conv2d), (F.max_pool3d, F.conv3d))[self.d - 2]
         largest = pool(x, self.kernel_size, 1, self.padding, self.dilation, self.ceil_mode)
         return convolution(largest, self.filter, None, self.stride, self._pad, groups=self.in_type.size)
