@@ -11,7 +11,9 @@ FORWARD, BACKWARD = 2, 3  # passes over the features, at most
 NAMES = ("InnerBatchNorm", "IIDBatchNorm2d", "IIDBatchNorm3d", "GNormBatchNorm", "NormBatchNorm",
          "InducedNormBatchNorm", "FourierPointwise", "FourierELU", "QuotientFourierPointwise", "QuotientFourierELU",
          "NormNonLinearity", "InducedNormNonLinearity", "GatedNonLinearity1", "GatedNonLinearity2",
-         "InducedGatedNonLinearity1", "GatedNonLinearityUniform", "GroupPooling", "NormPool", "InducedNormPool")
+         "InducedGatedNonLinearity1", "GatedNonLinearityUniform", "GroupPooling", "NormPool", "InducedNormPool",
+         "VectorFieldNonLinearity", "ConcatenatedNonLinearity", "FieldDropout", "PointwiseDropout",
+         "PointwiseMaxPoolAntialiased2D", "PointwiseMaxPoolAntialiased3D", "PointwiseAvgPoolAntialiased3D")
 #: of torch, which only look at a tensor unless they copy it, or make one without numbers
 FREE = {"view", "reshape", "detach", "select", "expand", "alias", "as_strided", "new_empty", "empty_like", "to",
         "contiguous", "unflatten", "flatten", "unsqueeze", "squeeze", "t"}

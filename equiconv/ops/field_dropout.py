@@ -1,7 +1,7 @@
 import torch
 
 from .. import library
-from ..formats import dense, empty_fields, like
+from ..formats import dense, empty_fields, memory_format
 from ..reference import field_dropout as reference
 from ..reference.field_dropout import FIELD
 from .on_fields import check_fields, check_table, on_backends, pick
@@ -14,13 +14,13 @@ def _fake(x, seed, fields, p):
 def _setup_context(ctx, inputs, output):
     x, seed, fields, ctx.p = inputs
     ctx.save_for_backward(seed, fields)
-    ctx.is_like = empty_fields(x[:0], x.shape[1])
+    ctx.memory_format = memory_format(x)
 
 
 def _backward(ctx, backend, grad):
     """The same numbers again: it is linear, and each channel depends on itself alone."""
     seed, fields = ctx.saved_tensors
-    return _fwd[backend](like(grad, ctx.is_like), seed, fields, ctx.p), None, None, None
+    return _fwd[backend](grad.contiguous(memory_format=ctx.memory_format), seed, fields, ctx.p), None, None, None
 
 
 _fwd = library.define(

@@ -73,7 +73,7 @@ _bwd = library.define(
 def field_pool(x, fields, elements, norms, *, directions=None, backend=None):
     """One invariant number of each field and pixel: its largest channel, or the largest norm of its subfields.
 
-    With directions a vector: that of the channel which is the largest, times its number, or zero where that is negative.
+    With directions a vector: that of the largest channel, times its number, or zero where that is negative.
 
     The gradient goes to the first of equal maxima; that of a norm of zero is zero.
 

@@ -75,8 +75,8 @@ def window_pool(x, filter, *, window=(), window_padding=(), dilation=(), kernel=
 
     x               [B, C, *spatial] with two or three spatial dimensions, float32, float64, float16 or bfloat16 (the
                     last two are computed in float32)
-    filter          weights [taps, C] of the sum, in the dtype that is computed in, or None: no sum. A constant, to which
-                    no gradient flows
+    filter          weights [taps, C] of the sum, in the dtype that is computed in, or None: no sum. A constant, to
+                    which no gradient flows
     window          size of the window whose largest number is taken; (): none is. Its stride is 1 if there is a sum
     window_padding  beyond the edges of x, where there are no numbers
     dilation        distance of the numbers in the window

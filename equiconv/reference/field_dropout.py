@@ -1,5 +1,7 @@
 """field_dropout by its definition: random bits by Philox4x32-10 of Salmon et al., "Parallel random numbers: as easy as
 1, 2, 3", in int64."""
+import math
+
 import torch
 
 from ..formats import compute_dtype, like
@@ -36,7 +38,7 @@ def random_bits(seed, fields, batch, pixels):
 def field_dropout(x, seed, fields, p):
     threshold, scale = threshold_and_scale(p)
     size = fields[:, FIELD.index("size")]
-    bits = random_bits(seed, len(fields), len(x), x[:1, :1].numel() if len(x) else 0)
-    factors = torch.where(bits >= threshold, scale, 0.0).to(compute_dtype(x.dtype)).unflatten(2, x.shape[2:] or (1,))
+    bits = random_bits(seed, len(fields), len(x), math.prod(x.shape[2:]))
+    factors = torch.where(bits >= threshold, scale, 0.0).to(compute_dtype(x.dtype))
     factors = factors.reshape(len(x), len(fields), *x.shape[2:]).repeat_interleave(size, 1, output_size=x.shape[1])
     return like((x.to(factors.dtype) * factors).to(x.dtype), x)
