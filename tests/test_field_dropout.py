@@ -168,7 +168,7 @@ def test_in_place():
 @pytest.mark.parametrize("name", ["FieldDropout", "PointwiseDropout"])
 def test_compiled_calls_draw_anew(name):
     module = MODULES[name].build(equiconv.nn)
-    x, = MODULES[name].inputs(module)
+    x, = MODULES[name].inputs(module, batch=16)
     torch._dynamo.reset()
     compiled = torch.compile(lambda x: module(x).tensor, fullgraph=True, backend="aot_eager")
     torch.manual_seed(1)
@@ -180,7 +180,7 @@ def test_compiled_calls_draw_anew(name):
 @pytest.mark.parametrize("name", ["FieldDropout", "PointwiseDropout"])
 def test_one_op_each_way(name):
     module = MODULES[name].build(equiconv.nn)
-    x, = MODULES[name].inputs(module, requires_grad=True)
+    x, = MODULES[name].inputs(module, batch=16, requires_grad=True)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         module(x).tensor.sum().backward()
     assert [e.name for e in profile.events() if e.name.startswith("equiconv::")] == 2 * ["equiconv::field_dropout"]

@@ -115,7 +115,7 @@ def test_derivatives_of_directions(channels_last):
 @pytest.mark.usefixtures("one_thread")
 def test_derivatives(norms, channels_last):
     x, *tables = arguments([(4, 2), (3, 3)], norms, (2, 2, 2), channels_last=channels_last)
-    for f in (lambda x: field_pool(x, *tables, norms), lambda x: OPS.field_pool(x, *tables, norms)):
+    for f in (lambda x: field_pool(x, *tables, norms), lambda x: OPS.field_pool(x, *tables, norms, None)):
         assert torch.autograd.gradcheck(f, (x.requires_grad_(),))
         assert torch.autograd.gradgradcheck(f, (x,))
 
@@ -126,8 +126,8 @@ def test_opcheck(norms):
         for requires_grad in (False, True):
             x, *tables = arguments("interleaved", norms, "plane", torch.float32, channels_last)
             x.requires_grad_(requires_grad)
-            opcheck(OPS.field_pool.default, (x, *tables, norms))
-            opcheck(OPS.field_pool_bwd.default, (field_pool(x.detach(), *tables, norms), x, *tables, norms))
+            opcheck(OPS.field_pool.default, (x, *tables, norms, None))
+            opcheck(OPS.field_pool_bwd.default, (field_pool(x.detach(), *tables, norms), x, *tables, norms, None))
     x, *tables = arguments([(3, 3), (2, 1)], False, "plane", torch.float32)
     opcheck(OPS.field_pool.default, (x.requires_grad_(), *tables, False, directions_of(tables, x.dtype)))
 
@@ -158,10 +158,11 @@ def test_bad_arguments():
     for bad, norms in ((directions, True), (directions[0], False), (directions.double(), False)):
         with pytest.raises(ValueError, match="directions must be a matrix of dtype"):
             field_pool(x, fields, elements, norms, directions=bad)
-    for bad, match in (((x, fields[1:], elements, True), "do not follow"), ((x, fields, elements, False), "divide"),
-                       ((x[:, 1:].contiguous(), fields, elements, True), "x must have"),
+    for bad, match in (((x, fields[1:], elements, True, None), "do not follow"),
+                       ((x, fields, elements, False, None), "divide"),
+                       ((x[:, 1:].contiguous(), fields, elements, True, None), "x must have"),
                        ((x, fields, elements, True, directions), "norms false"),
-                       ((x[..., ::2], fields, elements, True), "contiguous or channels_last")):
+                       ((x[..., ::2], fields, elements, True, None), "contiguous or channels_last")):
         with pytest.raises(RuntimeError, match=match):
             OPS.field_pool(*bad)
 

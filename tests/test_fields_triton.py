@@ -241,7 +241,7 @@ def test_opcheck(device):
     x, *matrices = (t.to(device) for t in fourier.arguments((1, 2, 3, 2), (2, 2, 3), torch.float32, LAST))
     opcheck(OPS.fourier_act.triton, (x.requires_grad_(), *matrices, 1), test_utils=utilities)
     x, *tables = (t.to(device) for t in pool.arguments([(4, 2)], True, (2, 2, 3), torch.float32, LAST))
-    opcheck(OPS.field_pool.triton, (x.requires_grad_(), *tables, True), test_utils=utilities)
+    opcheck(OPS.field_pool.triton, (x.requires_grad_(), *tables, True, None), test_utils=utilities)
     (x, bias, _), rest = gate.arguments([2, 1], "norm", (2, 2, 3), torch.float32, LAST)
     call = [None if t is None else t.to(device)
             for t in (x.requires_grad_(), None, bias, rest["fields"], rest["elements"])]
@@ -310,7 +310,7 @@ def launches(monkeypatch):
         pytest.param(name, marks=pytest.mark.slow) for name in (
             "IIDBatchNorm2d", "NormBatchNorm", "InducedNormBatchNorm", "InducedNormNonLinearity", "GatedNonLinearity2",
             "InducedGatedNonLinearity1", "FourierELU", "QuotientFourierPointwise", "NormPool", "InducedNormPool",
-            "VectorFieldNonLinearity", "ConcatenatedNonLinearity", "FieldDropout", "PointwiseDropout",
+            "VectorFieldNonLinearity", "ConcatenatedNonLinearity", "FieldDropout",
             "PointwiseMaxPoolAntialiased2D", "PointwiseAvgPoolAntialiased3D"))])
 def test_two_kernels_forward_and_three_backward(name, launches):
     """Whatever the number of representations; of the kernels on tensors of features."""

@@ -177,14 +177,14 @@ def _launch(kernel, op, x, others, fields, norms, directions):
     return result
 
 
-def field_pool(x, fields, elements, norms, directions=None):
+def field_pool(x, fields, elements, norms, directions):
     y = empty_fields(x, len(fields) * (1 if directions is None else directions.shape[1]))
     if y.numel():
         _launch(field_pool_kernel, "field_pool", x, (y,), fields, norms, directions)
     return y
 
 
-def field_pool_bwd(grad, x, fields, elements, norms, directions=None):
+def field_pool_bwd(grad, x, fields, elements, norms, directions):
     grad_x = empty_fields(x, x.shape[1])
     if grad_x.numel():
         _launch(field_pool_bwd_kernel, "field_pool_bwd", x, (grad, grad_x), fields, norms, directions)

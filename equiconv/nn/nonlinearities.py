@@ -202,12 +202,12 @@ class VectorFieldNonLinearity(OnTensors, Pooling, escnn.nn.VectorFieldNonLineari
         self.register_buffer("_directions", directions.view(torch.int64), persistent=False)  # half() leaves integers
 
     def _compute(self, x):
-        directions = self._directions.view(torch.float64).to(compute_dtype(x.dtype))
         if is_fused(x):
+            directions = self._directions.view(torch.float64).to(compute_dtype(x.dtype))
             return field_pool(x, self._fields, self._elements, False, directions=directions)
         length, orientation = x.unflatten(1, (len(self.in_type), self._rotations)).max(2)  # [B, fields, *spatial]
-        vectors = directions[orientation].movedim(-1, 2) * length.relu().unsqueeze(2)
-        return vectors.flatten(1, 2).to(x.dtype)
+        angle = orientation * (2 * math.pi / self._rotations)
+        return (torch.stack([angle.cos(), angle.sin()], 2) * length.relu().unsqueeze(2)).flatten(1, 2).to(x.dtype)
 
 
 class ConcatenatedNonLinearity(OnTensors, escnn.nn.ConcatenatedNonLinearity):

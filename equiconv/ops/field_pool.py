@@ -62,11 +62,11 @@ def _along_directions(v, grad, x, fields, elements, norms, directions, backend):
 
 
 _fwd = library.define(
-    "field_pool", "(Tensor x, Tensor fields, Tensor elements, bool norms, Tensor? directions=None) -> Tensor",
+    "field_pool", "(Tensor x, Tensor fields, Tensor elements, bool norms, Tensor? directions) -> Tensor",
     on_backends("field_pool", "field_pool"), fake=_fake, setup_context=_setup_context, backward=_backward)
 _bwd = library.define(
     "field_pool_bwd",
-    "(Tensor grad, Tensor x, Tensor fields, Tensor elements, bool norms, Tensor? directions=None) -> Tensor",
+    "(Tensor grad, Tensor x, Tensor fields, Tensor elements, bool norms, Tensor? directions) -> Tensor",
     on_backends("field_pool", "field_pool_bwd"), fake=_bwd_fake, setup_context=_setup_context, backward=_bwd_backward)
 
 
