@@ -15,7 +15,7 @@ from .precision import lookup, torch_switches
 from .records import Row
 from .timing import peak_memory_on_cpu
 
-OPS = ("field_norm", "fourier_act", "field_gate", "field_pool")
+OPS = ("field_norm", "fourier_act", "field_gate", "field_pool", "concatenated_act", "window_pool")
 METHODS = ("escnn", "equiconv")
 
 
@@ -55,6 +55,11 @@ def _of(name, fields):
 
 def _on_type(name, kind, fields, nn):
     return getattr(nn, kind)(_of(name, fields))
+
+
+def _blurred(name, kind, fields, *options_and_nn):
+    *options, nn = options_and_nn
+    return getattr(nn, kind)(_of(name, fields), *options)
 
 
 def _polynomials(g):
@@ -100,6 +105,13 @@ LAYERS = {case.name: case for case in (
     FieldLayer("gated_so2", "field_gate", _gated, PLANE),
     FieldLayer("group_pool_c8", "field_pool", partial(_on_type, "C8", "GroupPooling", regular(24)), PLANE),
     FieldLayer("norm_pool_so2", "field_pool", partial(_on_type, "SO(2)", "NormPool", VECTORS), PLANE),
+    FieldLayer("vectors_c8", "field_pool", partial(_on_type, "C8", "VectorFieldNonLinearity", regular(24)), PLANE),
+    FieldLayer("concatenated_c8", "concatenated_act", partial(_on_type, "C8", "ConcatenatedNonLinearity", regular(24)),
+               PLANE),
+    FieldLayer("max_blur_c8", "window_pool", partial(_blurred, "C8", "PointwiseMaxPoolAntialiased2D", regular(24), 2),
+               PLANE),
+    FieldLayer("average_blur_so3", "window_pool", partial(
+        _blurred, "SO(3)", "PointwiseAvgPoolAntialiased3D", _polynomials, 0.66, 2), BALL, 4),
 )}
 
 

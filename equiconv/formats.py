@@ -16,9 +16,14 @@ def is_channels_last(x):
     return x.dim() in CHANNELS_LAST and not x.is_contiguous() and x.is_contiguous(memory_format=CHANNELS_LAST[x.dim()])
 
 
+def memory_format(x):
+    """That of a tensor [B, C, *spatial]."""
+    return CHANNELS_LAST[x.dim()] if is_channels_last(x) else torch.contiguous_format
+
+
 def like(y, x):
     """y [B, C', *spatial'] in the memory format of x [B, C, *spatial]."""
-    return y.contiguous(memory_format=CHANNELS_LAST[x.dim()] if is_channels_last(x) else torch.contiguous_format)
+    return y.contiguous(memory_format=memory_format(x))
 
 
 def dense(x):

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from torch.library import opcheck
 
 import equiconv.nn
+from equiconv.formats import compute_dtype
 from equiconv.ops import field_pool
 from tests.field_tables import DTYPES, SHAPES, assert_close, random, tensor
-from tests.modules import MODULES, first_field, gates_of_induced, mixed, pointwise, reflections
+from tests.modules import MODULES, first_field, gates_of_induced, mixed, pointwise, reflections, regular
 
 OPS = torch.ops.equiconv
 STRUCTURES = {"one": [(1, 1)], "interleaved": [(3, 3), (1, 1), (8, 2), (3, 1), (8, 4)], "many": [(4, 2), (6, 3)] * 20,
@@ -31,16 +32,23 @@ def arguments(structure, norms, shape, dtype=torch.float64, channels_last=False)
     return tensor(shape, channel, dtype, channels_last), torch.tensor(rows), torch.tensor(elements)
 
 
-def with_gradient(backend, x, tables, norms, grad):
+def directions_of(tables, dtype, numbers=2):
+    """A vector for each channel of a field."""
+    return random(int(tables[0][:, 1].max()), numbers, seed=4, dtype=compute_dtype(dtype))
+
+
+def with_gradient(backend, x, tables, norms, grad, directions=None):
     x = x.detach().requires_grad_()
-    y = field_pool(x, *tables, norms, backend=backend)
+    y = field_pool(x, *tables, norms, directions=directions, backend=backend)
     return y, *torch.autograd.grad(y, x, grad.to(y.dtype))
 
 
-def assert_equals_reference(x, tables, norms):
-    grad = random(x.shape[0], len(tables[0]), *x.shape[2:], seed=3, dtype=x.dtype)
-    got = with_gradient("native", x, tables, norms, grad)
-    want = with_gradient("reference", x.double(), tables, norms, grad)
+def assert_equals_reference(x, tables, norms, directions=None):
+    numbers = 1 if directions is None else directions.shape[1]
+    grad = random(x.shape[0], len(tables[0]) * numbers, *x.shape[2:], seed=3, dtype=x.dtype)
+    got = with_gradient("native", x, tables, norms, grad, directions)
+    directions = None if directions is None else directions.double()
+    want = with_gradient("reference", x.double(), tables, norms, grad, directions)
     for g, w in zip(got, want, strict=True):
         assert g.dtype == x.dtype
         assert_close(g, w, x.dtype)
@@ -55,6 +63,15 @@ def assert_equals_reference(x, tables, norms):
 def test_values_and_gradients(structure, norms, shape, dtype, channels_last):
     x, *tables = arguments(structure, norms, shape, dtype, channels_last)
     assert_equals_reference(x, tables, norms)
+
+
+@each_structure
+@each_shape
+@each_format
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_directions(structure, shape, dtype, channels_last):
+    x, *tables = arguments(structure, False, shape, dtype, channels_last)
+    assert_equals_reference(x - 2, tables, False, directions_of(tables, dtype, numbers=3))  # some of them negative
 
 
 @each_kind
@@ -79,6 +96,18 @@ def test_instruction_sets():
         for norms in (False, True):
             for channels_last in (False, True):
                 test_values_and_gradients("interleaved", norms, "wide_plane", dtype, channels_last)
+        test_directions("interleaved", "wide_plane", dtype, channels_last)
+
+
+@each_format
+@pytest.mark.usefixtures("one_thread")
+def test_derivatives_of_directions(channels_last):
+    x, *tables = arguments([(4, 2), (3, 3)], False, (2, 2, 2), channels_last=channels_last)
+    directions = directions_of(tables, x.dtype)
+    for f in (lambda x: field_pool(x, *tables, False, directions=directions),
+              lambda x: OPS.field_pool(x, *tables, False, directions)):
+        assert torch.autograd.gradcheck(f, (x.requires_grad_(),))
+        assert torch.autograd.gradgradcheck(f, (x,))
 
 
 @each_kind
@@ -86,7 +115,7 @@ def test_instruction_sets():
 @pytest.mark.usefixtures("one_thread")
 def test_derivatives(norms, channels_last):
     x, *tables = arguments([(4, 2), (3, 3)], norms, (2, 2, 2), channels_last=channels_last)
-    for f in (lambda x: field_pool(x, *tables, norms), lambda x: OPS.field_pool(x, *tables, norms)):
+    for f in (lambda x: field_pool(x, *tables, norms), lambda x: OPS.field_pool(x, *tables, norms, None)):
         assert torch.autograd.gradcheck(f, (x.requires_grad_(),))
         assert torch.autograd.gradgradcheck(f, (x,))
 
@@ -97,8 +126,10 @@ def test_opcheck(norms):
         for requires_grad in (False, True):
             x, *tables = arguments("interleaved", norms, "plane", torch.float32, channels_last)
             x.requires_grad_(requires_grad)
-            opcheck(OPS.field_pool.default, (x, *tables, norms))
-            opcheck(OPS.field_pool_bwd.default, (field_pool(x.detach(), *tables, norms), x, *tables, norms))
+            opcheck(OPS.field_pool.default, (x, *tables, norms, None))
+            opcheck(OPS.field_pool_bwd.default, (field_pool(x.detach(), *tables, norms), x, *tables, norms, None))
+    x, *tables = arguments([(3, 3), (2, 1)], False, "plane", torch.float32)
+    opcheck(OPS.field_pool.default, (x.requires_grad_(), *tables, False, directions_of(tables, x.dtype)))
 
 
 def test_compile():
@@ -123,9 +154,15 @@ def test_bad_arguments():
                        ((x, fields, elements[:, :1]), r"elements must be int64 \[n, 2\]")):
         with pytest.raises(ValueError, match=match):
             field_pool(*bad, True)
-    for bad, match in (((x, fields[1:], elements, True), "do not follow"), ((x, fields, elements, False), "divide"),
-                       ((x[:, 1:].contiguous(), fields, elements, True), "x must have"),
-                       ((x[..., ::2], fields, elements, True), "contiguous or channels_last")):
+    directions = directions_of([fields], x.dtype)
+    for bad, norms in ((directions, True), (directions[0], False), (directions.double(), False)):
+        with pytest.raises(ValueError, match="directions must be a matrix of dtype"):
+            field_pool(x, fields, elements, norms, directions=bad)
+    for bad, match in (((x, fields[1:], elements, True, None), "do not follow"),
+                       ((x, fields, elements, False, None), "divide"),
+                       ((x[:, 1:].contiguous(), fields, elements, True, None), "x must have"),
+                       ((x, fields, elements, True, directions), "norms false"),
+                       ((x[..., ::2], fields, elements, True, None), "contiguous or channels_last")):
         with pytest.raises(RuntimeError, match=match):
             OPS.field_pool(*bad)
 
@@ -157,6 +194,7 @@ def several_subfields():
 @pytest.mark.parametrize("name,make_type", [("GroupPooling", pointwise), ("NormPool", mixed),
                                             ("GroupPooling", lambda: first_field(pointwise())),
                                             ("NormPool", lambda: first_field(mixed())),
+                                            ("VectorFieldNonLinearity", regular),
                                             ("InducedNormPool", several_subfields)])
 @each_format
 def test_modules_equal_escnn_in_double(name, make_type, channels_last, monkeypatch):
@@ -172,7 +210,7 @@ def test_modules_equal_escnn_in_double(name, make_type, channels_last, monkeypat
         torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["GroupPooling", "NormPool", "InducedNormPool"])
+@pytest.mark.parametrize("name", ["GroupPooling", "NormPool", "InducedNormPool", "VectorFieldNonLinearity"])
 def test_one_op_whatever_the_number_of_representations(name):
     module = MODULES[name].build(equiconv.nn)
     x, = MODULES[name].inputs(module, requires_grad=True)

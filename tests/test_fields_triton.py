@@ -8,29 +8,37 @@ from torch.utils._pytree import tree_map_only
 
 import equiconv.nn
 from equiconv import backends
-from equiconv.ops import field_norm, field_norm_moments, field_pool, on_fields
+from equiconv.ops import concatenated_act, field_norm, field_norm_moments, field_pool, on_fields
+from tests import test_field_dropout as dropout
 from tests import test_field_gate as gate
 from tests import test_field_norm as norm
 from tests import test_field_pool as pool
 from tests import test_fourier_act as fourier
+from tests import test_window_pool as window
 from tests.field_tables import assert_close, random, tensor
 from tests.modules import MODULES
 from tests.test_expand_filter import BACKENDS
 
 if not backends.HAS_TRITON:
     pytest.skip("needs triton", allow_module_level=True)
+from equiconv.triton_kernels import concatenated_act as concatenated_kernels
+from equiconv.triton_kernels import field_dropout as dropout_kernels
 from equiconv.triton_kernels import field_gate as gate_kernels
 from equiconv.triton_kernels import field_norm as norm_kernels
 from equiconv.triton_kernels import field_pool as pool_kernels
 from equiconv.triton_kernels import fourier_act as fourier_kernels
+from equiconv.triton_kernels import window_pool as window_kernels
 
 OPS = torch.ops.equiconv
-KERNELS = (gate_kernels, norm_kernels, pool_kernels, fourier_kernels)
+KERNELS = (gate_kernels, norm_kernels, pool_kernels, fourier_kernels, concatenated_kernels, dropout_kernels,
+           window_kernels)
 INTERPRETED_CONFIGS = {  # several programs for everything
     gate_kernels: {"BLOCK_PIXELS": 64, "BLOCK_FIELDS": 4, "BLOCK_SIZE": 2}, fourier_kernels: {
         "BLOCK_PIXELS": 128, "BLOCK_SAMPLES": 16},
     pool_kernels: {"BLOCK_PIXELS": 64, "BLOCK_FIELDS": 4, "BLOCK_SIZE": 2},
-    norm_kernels: {"BLOCK_PIXELS": 64, "BLOCK_CHANNELS": 16}}
+    norm_kernels: {"BLOCK_PIXELS": 64, "BLOCK_CHANNELS": 16},
+    concatenated_kernels: {"BLOCK_PIXELS": 64, "BLOCK_CHANNELS": 4},
+    dropout_kernels: {"BLOCK_PIXELS": 64, "BLOCK_FIELDS": 1, "BLOCK_SIZE": 2}, window_kernels: {"BLOCK": 256}}
 each_device = pytest.mark.parametrize("device", [
     pytest.param(b.values[1], marks=b.marks, id=b.values[1]) for b in BACKENDS if b.values[0] == "triton"])
 CONTIGUOUS, LAST = False, True
@@ -84,15 +92,40 @@ class Gate:
 
 
 class Pool:
-    def __init__(self, norms, structure=((3, 3), (1, 1), (8, 2), (3, 1))):
-        self.norms, self.structure = norms, list(structure)
+    def __init__(self, norms, numbers=0, structure=((3, 3), (1, 1), (8, 2), (3, 1))):
+        self.norms, self.numbers, self.structure = norms, numbers, list(structure)
 
-    def make(self, *options):
-        call = pool.arguments(self.structure, self.norms, *options)
-        return call, len(self.structure)
+    def make(self, shape, dtype, channels_last):
+        call = pool.arguments(self.structure, self.norms, shape, dtype, channels_last)
+        if self.numbers:
+            call += (pool.directions_of(call[1:], dtype, self.numbers),)
+        return call, len(self.structure) * max(self.numbers, 1)
 
     def run(self, backend, call, grad):
-        return pool.with_gradient(backend, call[0], call[1:], self.norms, grad)
+        return pool.with_gradient(backend, call[0], call[1:3], self.norms, grad, *call[3:])
+
+
+class Concatenated:
+    def make(self, shape, dtype, channels_last):
+        return [tensor(shape, 7, dtype, channels_last)], 14
+
+    def run(self, backend, call, grad):
+        x = call[0].detach().requires_grad_()
+        y = concatenated_act(x, "elu", backend=backend)
+        return y, *torch.autograd.grad(y, x, grad.to(y.dtype))
+
+
+class Dropout:
+    def __init__(self, sizes=(3, 1, 5, 1, 2, 1, 1)):
+        self.sizes = list(sizes)
+
+    def make(self, shape, dtype, channels_last):
+        call = tensor(shape, sum(self.sizes), dtype, channels_last), dropout.table(self.sizes)
+        return [*call, dropout.SEED], sum(self.sizes)
+
+    def run(self, backend, call, grad):
+        x, fields, seed = call
+        return dropout.with_gradient(backend, x, fields, seed=seed)
 
 
 class Fourier:
@@ -110,11 +143,12 @@ KINDS = {"norm": Norm("interleaved"), "norm_changed": Norm("changed"), "norm_wid
          "gate_norm": Gate("norm"), "gate_in_x": Gate("gates in x"), "gate_kept": Gate("gates in x, kept"),
          "gate_apart": Gate("gates apart"), "pool_largest": Pool(False), "pool_norm": Pool(True),
          "fourier": Fourier("grows"), "fourier_shrinks": Fourier("shrinks")}
+KINDS |= {"pool_directions": Pool(False, numbers=2), "concatenated": Concatenated(), "dropout": Dropout()}
 KINDS |= {f"gate_{f}": Gate("norm", f) for f in gate.FUNCTIONS if f not in ("gate", "softplus")}
 KINDS |= {f"inner_{f}": Inner(f) for f in ("relu", "elu")}
 KINDS |= {f"fourier_{f}": Fourier("small", f) for f in fourier.FUNCTIONS if f != "elu"}
 MAIN = ("norm", "norm_changed", "inner", "gate_norm", "gate_in_x", "gate_kept", "gate_apart", "pool_largest",
-        "pool_norm", "fourier")
+        "pool_norm", "fourier", "pool_directions", "concatenated", "dropout")
 OPTIONS = [("plane", torch.float64, CONTIGUOUS), ("plane", torch.bfloat16, LAST)]
 MORE = [("solid", torch.float32, LAST), ("plane", torch.float16, CONTIGUOUS), ("points", torch.float32, CONTIGUOUS),
         ("one_pixel", torch.float64, LAST), ("wide_plane", torch.float32, LAST),
@@ -145,6 +179,18 @@ def assert_equals_definition(kind, shape, dtype, channels_last, device):
 @pytest.mark.usefixtures("small_blocks")
 def test_values_and_gradients(kind, shape, dtype, channels_last, device):
     assert_equals_definition(kind, shape, dtype, channels_last, device)
+
+
+@pytest.mark.parametrize("kind", window.KINDS)
+@pytest.mark.parametrize("shape,dtype,channels_last", [
+    ((1, 3, 5, 6), torch.float64, CONTIGUOUS), ((2, 2, 5, 4), torch.bfloat16, LAST),
+    pytest.param((1, 2, 3, 4, 3), torch.float32, LAST, marks=pytest.mark.slow)], ids=["plane", "plane_last", "solid"])
+@each_device
+@pytest.mark.usefixtures("small_blocks")
+def test_windows(kind, shape, dtype, channels_last, device):
+    x, filter, geometry = window.arguments(kind, shape, dtype, channels_last)
+    filter = None if filter is None else filter.to(device)
+    window.assert_equals_reference(x.to(device), filter, geometry, backend="triton")
 
 
 @pytest.mark.parametrize("kind", MAIN)
@@ -195,7 +241,7 @@ def test_opcheck(device):
     x, *matrices = (t.to(device) for t in fourier.arguments((1, 2, 3, 2), (2, 2, 3), torch.float32, LAST))
     opcheck(OPS.fourier_act.triton, (x.requires_grad_(), *matrices, 1), test_utils=utilities)
     x, *tables = (t.to(device) for t in pool.arguments([(4, 2)], True, (2, 2, 3), torch.float32, LAST))
-    opcheck(OPS.field_pool.triton, (x.requires_grad_(), *tables, True), test_utils=utilities)
+    opcheck(OPS.field_pool.triton, (x.requires_grad_(), *tables, True, None), test_utils=utilities)
     (x, bias, _), rest = gate.arguments([2, 1], "norm", (2, 2, 3), torch.float32, LAST)
     call = [None if t is None else t.to(device)
             for t in (x.requires_grad_(), None, bias, rest["fields"], rest["elements"])]
@@ -263,7 +309,9 @@ def launches(monkeypatch):
     "GNormBatchNorm", "InnerBatchNorm", "NormNonLinearity", "GatedNonLinearity1", "GroupPooling", *(
         pytest.param(name, marks=pytest.mark.slow) for name in (
             "IIDBatchNorm2d", "NormBatchNorm", "InducedNormBatchNorm", "InducedNormNonLinearity", "GatedNonLinearity2",
-            "InducedGatedNonLinearity1", "FourierELU", "QuotientFourierPointwise", "NormPool", "InducedNormPool"))])
+            "InducedGatedNonLinearity1", "FourierELU", "QuotientFourierPointwise", "NormPool", "InducedNormPool",
+            "VectorFieldNonLinearity", "ConcatenatedNonLinearity", "FieldDropout",
+            "PointwiseMaxPoolAntialiased2D", "PointwiseAvgPoolAntialiased3D"))])
 def test_two_kernels_forward_and_three_backward(name, launches):
     """Whatever the number of representations; of the kernels on tensors of features."""
     module = MODULES[name].build(equiconv.nn)

@@ -24,7 +24,7 @@ ACCELERATED = [case for name, case in MODULES.items() if name in NAMES]
 each_case = pytest.mark.parametrize("case", ACCELERATED, ids=lambda case: case.name)
 #: those whose output autocast leaves in the input's dtype, because they are no matrix product
 KEEP_DTYPE = {"BranchingModule", "MergeModule", "MultipleModule", "DisentangleModule", "FieldDropout", "MaskModule",
-              "ReshuffleModule", "PointwiseNonLinearity", "HarmonicPolynomialR3"} | {
+              "ReshuffleModule", "PointwiseNonLinearity", "PointwiseDropout", "HarmonicPolynomialR3"} | {
     name for name in NAMES if any(word in name for word in ("Norm", "Gated", "Vector", "Concatenated", "Pool"))
     and "Antialiased" not in name}
 
@@ -50,7 +50,7 @@ def test_equals_escnn(case):
     theirs, ours = case.build(escnn.nn), case.build(equiconv.nn)
     ours.load_state_dict(theirs.state_dict())  # escnn's choice of a basis differs from run to run
     assert isinstance(ours, type(theirs)) and sorted(repr(ours).split("\n")) == sorted(repr(theirs).split("\n"))
-    for mode in (True, False):
+    for mode in (False,) if "Dropout" in case.name else (True, False):  # masks: tests/test_field_dropout.py
         theirs.train(mode), ours.train(mode)
         want, want_grad = run(theirs, case.inputs(theirs, requires_grad=True))
         got, got_grad = run(ours, case.inputs(ours, requires_grad=True))

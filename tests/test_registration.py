@@ -7,14 +7,15 @@ import torch
 
 from equiconv import backends
 from equiconv.layout import PAIR
-from equiconv.reference import field_gate, field_norm, field_pool
+from equiconv.reference import field_dropout, field_gate, field_norm, field_pool
 
 ROOT = Path(__file__).parent.parent
 OPS = ("expand_filter", "expand_filter_bwd")
 CPU_OPS = ("steerable_conv", "steerable_conv_activated", "steerable_conv_bwd", "field_norm", "field_norm_bwd",
            "field_norm_moments", "field_norm_inner", "field_norm_inner_bwd",
            "fourier_act", "fourier_act_bwd", "field_gate", "field_gate_bwd", "field_pool",
-           "field_pool_bwd")
+           "field_pool_bwd", "field_dropout", "concatenated_act", "concatenated_act_bwd", "window_pool",
+           "window_pool_bwd")
 TRITON_OPS = ("steerable_conv_two_pass", "steerable_conv_two_pass_bwd")
 
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
@@ -48,7 +49,7 @@ def test_the_fused_convolution_is_one_of_cuda(op):
 def test_every_schema_of_the_cpu_has_an_implementation(op):
     assert has_kernel(f"equiconv::{op}", "CPU") == backends.HAS_NATIVE["cpu"]
     assert not has_kernel(f"equiconv::{op}", "CUDA") and has_kernel(f"equiconv::{op}", "Autograd")
-    if op.startswith(("field", "fourier")):
+    if not op.startswith("steerable"):
         assert has_kernel(f"equiconv::{op}.triton", "CUDA") and has_kernel(f"equiconv::{op}.triton", "Autograd")
 
 
@@ -80,6 +81,7 @@ def test_the_fields_of_python_are_those_of_cpp():
     assert members("field_norm.h", "FieldNormField") == field_norm.FIELD
     assert members("field_gate.h", "FieldGateField") == field_gate.FIELD
     assert members("field_pool.h", "FieldPoolField") == field_pool.FIELD
+    assert members("field_dropout.h", "FieldDropoutField") == field_dropout.FIELD
 
 
 def members(header, struct):

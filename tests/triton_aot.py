@@ -62,11 +62,15 @@ def variants(names, dtypes, layers, first=False):
     seen = set()
     for module in names:
         for i, (kernel, types, _) in enumerate(ahead_of_time(module, layers)):
-            used = {t[1:] for t in types.values() if t.startswith("*") and t[1:] not in ("i32", "i64")}
+            used = {t[1:] for t in types.values() if is_pointer(t) and t[1:] not in ("i32", "i64")}
             is_left_out = first and module != "expand_filter" and kernel.__name__ in seen
             if used <= set(dtypes) and not is_left_out:
                 seen.add(kernel.__name__)
                 yield module, layers, i
+
+
+def is_pointer(kind):
+    return isinstance(kind, str) and kind.startswith("*")
 
 
 def compile_variant(module, layers, i, arch):
@@ -74,9 +78,10 @@ def compile_variant(module, layers, i, arch):
     kernel, types, config = ahead_of_time(module, layers)[i]
     names = kernel.arg_names
     constants = {name: config[name] for name in names if name in config}
-    signature = {name: types.get(name, "constexpr").removesuffix(":16") for name in names}
+    types = {name: types.get(name, "constexpr") for name in names}  # a tuple of them, of a tuple of numbers
+    signature = {name: t if isinstance(t, tuple) else t.removesuffix(":16") for name, t in types.items()}
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in names
-               if signature[name].startswith("*") or types.get(name, "").endswith(":16")}
+               if is_pointer(types[name]) or types[name][-3:] == ":16"}
     options = {name: value for name, value in config.items() if name not in constants}
     with tempfile.TemporaryDirectory() as folder:
         triton.knobs.cache.dir = folder  # compiled here, not found
@@ -86,7 +91,7 @@ def compile_variant(module, layers, i, arch):
         cubin.write_bytes(compiled.asm["cubin"])
         used = subprocess.run([CUOBJDUMP, "-res-usage", cubin], capture_output=True, text=True, check=True)
     registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", used.stdout + used.stderr).groups()
-    pointers = " ".join(t for t in signature.values() if t.startswith("*") and t not in ("*i32", "*i64"))
+    pointers = " ".join(t for t in signature.values() if is_pointer(t) and t not in ("*i32", "*i64"))
     small = {name: value for name, value in config.items() if name not in ("FOLDED", "SUMS", "ROWS")}
     text = (f"sm_{arch} {kernel.__name__} ({pointers}) {small}: {registers} registers, {stack} + {local} bytes "
             f"spilled, {compiled.metadata.shared} bytes shared")

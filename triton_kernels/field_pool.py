@@ -13,7 +13,18 @@ import triton.language as tl
 from ..backends import TRITON_INTERPRET
 from ..formats import empty_fields
 from ..reference.field_pool import FIELD
-from .field_tensor import DTYPES, LAYOUT_TYPES, SIZES, blocks_of_program, compute_type, field_blocks, layout_of, place
+from .field_tensor import (
+    DTYPES,
+    LAYOUT_TYPES,
+    SIZES,
+    blocks_of_program,
+    compute_type,
+    computed_type,
+    field_blocks,
+    layout_of,
+    place,
+)
+from .functions import value_of
 from .numbers import to_nearest
 
 WIDTH = tl.constexpr(len(FIELD))
@@ -91,29 +102,45 @@ def find_largest(x_ptr, channel, size, subfield, pixel, exists, channels, pixels
 
 
 @triton.jit
-def field_pool_kernel(x_ptr, y_ptr, fields_ptr, num_fields, channels, total, pixels, NORMS: tl.constexpr,
-                      CHANNELS_LAST: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_FIELDS: tl.constexpr,
-                      BLOCK_SIZE: tl.constexpr):
-    field, pixel = blocks_of_program(num_fields, total, BLOCK_FIELDS, BLOCK_PIXELS)
-    channel, size, subfield = load_rows(fields_ptr, field, num_fields)
-    exists = (pixel < total)[:, None] & (field < num_fields)[None, :]
-    most, _ = find_largest(x_ptr, channel, size, subfield, pixel, exists, channels, pixels, NORMS, CHANNELS_LAST,
-                           BLOCK_SIZE)
-    offset = place(field[None, :], pixel[:, None], num_fields, pixels, CHANNELS_LAST)
-    tl.store(y_ptr + offset, to_nearest(most, y_ptr.dtype.element_ty), mask=exists)
-
-
-@triton.jit
-def field_pool_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, fields_ptr, num_fields, channels, total, pixels,
-                          NORMS: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
-                          BLOCK_FIELDS: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+def field_pool_kernel(x_ptr, y_ptr, directions_ptr, fields_ptr, num_fields, channels, total, pixels,
+                      NUMBERS: tl.constexpr, NORMS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+                      BLOCK_PIXELS: tl.constexpr, BLOCK_FIELDS: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    """NUMBERS: of a field in the output, along its direction; 0 where the largest itself is the output."""
     field, pixel = blocks_of_program(num_fields, total, BLOCK_FIELDS, BLOCK_PIXELS)
     channel, size, subfield = load_rows(fields_ptr, field, num_fields)
     exists = (pixel < total)[:, None] & (field < num_fields)[None, :]
     most, at = find_largest(x_ptr, channel, size, subfield, pixel, exists, channels, pixels, NORMS, CHANNELS_LAST,
                             BLOCK_SIZE)
-    offset = place(field[None, :], pixel[:, None], num_fields, pixels, CHANNELS_LAST)
-    grad = tl.load(grad_ptr + offset, mask=exists, other=0.0).to(most.dtype)
+    if NUMBERS == 0:
+        offset = place(field[None, :], pixel[:, None], num_fields, pixels, CHANNELS_LAST)
+        tl.store(y_ptr + offset, to_nearest(most, y_ptr.dtype.element_ty), mask=exists)
+    else:
+        length = value_of(most, "relu")
+        for n in tl.static_range(NUMBERS):
+            y = length * tl.load(directions_ptr + at * NUMBERS + n, mask=exists, other=0.0)
+            offset = place(field[None, :] * NUMBERS + n, pixel[:, None], num_fields * NUMBERS, pixels, CHANNELS_LAST)
+            tl.store(y_ptr + offset, to_nearest(y, y_ptr.dtype.element_ty), mask=exists)
+
+
+@triton.jit
+def field_pool_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, directions_ptr, fields_ptr, num_fields, channels, total, pixels,
+                          NUMBERS: tl.constexpr, NORMS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+                          BLOCK_PIXELS: tl.constexpr, BLOCK_FIELDS: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    field, pixel = blocks_of_program(num_fields, total, BLOCK_FIELDS, BLOCK_PIXELS)
+    channel, size, subfield = load_rows(fields_ptr, field, num_fields)
+    exists = (pixel < total)[:, None] & (field < num_fields)[None, :]
+    most, at = find_largest(x_ptr, channel, size, subfield, pixel, exists, channels, pixels, NORMS, CHANNELS_LAST,
+                            BLOCK_SIZE)
+    if NUMBERS == 0:
+        offset = place(field[None, :], pixel[:, None], num_fields, pixels, CHANNELS_LAST)
+        grad = tl.load(grad_ptr + offset, mask=exists, other=0.0).to(most.dtype)
+    else:
+        grad = tl.zeros(most.shape, most.dtype)
+        for n in tl.static_range(NUMBERS):
+            offset = place(field[None, :] * NUMBERS + n, pixel[:, None], num_fields * NUMBERS, pixels, CHANNELS_LAST)
+            g = tl.load(grad_ptr + offset, mask=exists, other=0.0).to(most.dtype)
+            grad += g * tl.load(directions_ptr + at * NUMBERS + n, mask=exists, other=0.0)
+        grad = tl.where(most <= 0, 0.0, grad)
     if NORMS:
         grad = tl.where(most == 0, 0.0, grad / most)
     for first in range(0, tl.max(size), BLOCK_SIZE):
@@ -137,39 +164,43 @@ def config(size, channels_last, dtype):
     return IN_INTERPRETER if TRITON_INTERPRET else field_blocks(size, channels_last, dtype)
 
 
-def _launch(kernel, op, x, others, fields, norms):
+def _launch(kernel, op, x, others, fields, norms, directions):
     *grads, result = others
     channels, num_fields = x.shape[1], len(fields)
     layout = layout_of(op, x, *others)
     c = config(triton.cdiv(channels, num_fields), layout.channels_last, x.dtype)
     programs = triton.cdiv(num_fields, c["BLOCK_FIELDS"]) * triton.cdiv(layout.total, c["BLOCK_PIXELS"])
     with torch.cuda.device_of(x):
-        kernel[(programs,)](*grads, x, result, fields.contiguous(), num_fields, channels, **layout.arguments(),
+        kernel[(programs,)](*grads, x, result, directions, fields.contiguous(), num_fields, channels,
+                            **layout.arguments(), NUMBERS=0 if directions is None else directions.shape[1],
                             NORMS=norms, **c)
     return result
 
 
-def field_pool(x, fields, elements, norms):
-    y = empty_fields(x, len(fields))
+def field_pool(x, fields, elements, norms, directions):
+    y = empty_fields(x, len(fields) * (1 if directions is None else directions.shape[1]))
     if y.numel():
-        _launch(field_pool_kernel, "field_pool", x, (y,), fields, norms)
+        _launch(field_pool_kernel, "field_pool", x, (y,), fields, norms, directions)
     return y
 
 
-def field_pool_bwd(grad, x, fields, elements, norms):
+def field_pool_bwd(grad, x, fields, elements, norms, directions):
     grad_x = empty_fields(x, x.shape[1])
     if grad_x.numel():
-        _launch(field_pool_bwd_kernel, "field_pool_bwd", x, (grad, grad_x), fields, norms)
+        _launch(field_pool_bwd_kernel, "field_pool_bwd", x, (grad, grad_x), fields, norms, directions)
     return grad_x
 
 
 def ahead_of_time():
     """What a GPU may ask for: (kernel, {argument: type}, configuration)."""
     integers = {**dict.fromkeys(("num_fields", "channels"), "i32"), **LAYOUT_TYPES, "fields_ptr": "*i64"}
-    for dtype, norms, channels_last, size in itertools.product(DTYPES, (False, True), (False, True), SIZES):
+    kinds = ((0, False), (0, True), (2, False))  # numbers along a direction, and whether norms are compared
+    for dtype, (numbers, norms), channels_last, size in itertools.product(DTYPES, kinds, (False, True), SIZES):
         if size > SIZES[0] and dtype != "fp32":
             continue
-        c = {"NORMS": norms, "CHANNELS_LAST": channels_last, **field_blocks(size, channels_last, DTYPES[dtype])}
+        c = {"NUMBERS": numbers, "NORMS": norms, "CHANNELS_LAST": channels_last,
+             **field_blocks(size, channels_last, DTYPES[dtype])}
         tensors = dict.fromkeys(("x_ptr", "y_ptr", "grad_ptr", "grad_x_ptr"), "*" + dtype)
+        tensors["directions_ptr"] = computed_type(dtype)
         for kernel in (field_pool_kernel, field_pool_bwd_kernel):
             yield kernel, {**tensors, **integers}, c

@@ -6,7 +6,7 @@ from .batchnorm import GNormBatchNorm, IIDBatchNorm1d, IIDBatchNorm2d, IIDBatchN
 from .containers import BranchingModule, MergeModule, MultipleModule, ReshuffleModule, SequentialModule
 from .conv import R2Conv, R2ConvTransposed, R3Conv, R3ConvTransposed, R3IcoConv, R3IcoConvTransposed
 from .disentangle import DisentangleModule
-from .dropout import FieldDropout
+from .dropout import FieldDropout, PointwiseDropout
 from .fourier import FourierELU, FourierPointwise, QuotientFourierELU, QuotientFourierPointwise
 from .harmonics import HarmonicPolynomialR3
 from .invariants import GroupPooling, InducedNormPool, NormPool

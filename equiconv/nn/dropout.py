@@ -1,26 +1,52 @@
-"""Dropout of whole fields."""
+"""Dropout of whole fields, and of channels."""
 import escnn.nn
 import torch
+import torch.nn.functional as F
 
-from .fields import ByField, sizes_of
+from ..ops import field_dropout
+from .fields import sizes_of
 from .tensors import OnTensors, adopting_init
 
+FEW = 4096  # numbers, for which torch's own dropout is faster: it is called at less cost, and slower for each
 
-class FieldDropout(OnTensors, ByField, escnn.nn.FieldDropout):
-    """escnn.nn.FieldDropout, with the same arguments and state; on the CPU it draws escnn's mask from the generator."""
-    __init__ = adopting_init(escnn.nn.FieldDropout)
 
-    def _adopt(self):
-        sizes = sizes_of(self.in_type)
-        self._group_fields(sizes, sizes)
+class _Dropout(OnTensors):
+    """Its masks are drawn from torch's generator, by one number for each call: they are not escnn's masks."""
+
+    def _tabulate_dropout(self, sizes):
+        """The table of ops.field_dropout; sizes: of what is dropped as a whole."""
+        sizes = torch.tensor(sizes)
+        rows = torch.stack([sizes.cumsum(0) - sizes, sizes], 1)
+        device = next((t.device for t in self.buffers()), None)
+        self.register_buffer("_fields", rows.to(device), persistent=False)
 
     def _compute(self, x):
         if not self.training:
             return x
-        y = self._join([(part * self._mask(part)).flatten(1, 2) for part in self._split(x)])
+        y = field_dropout(x, self._fields, self.p)
         return x.copy_(y) if self.inplace else y
 
-    def _mask(self, part):
-        """0 or 1 / (1 - p) for each field and pixel, [B, F, 1, *spatial]."""
-        kept = torch.rand(part[:, :, :1].shape, device=part.device) > self.p
-        return kept.to(part.dtype) / max(1 - self.p, torch.finfo(part.dtype).tiny)
+
+class FieldDropout(_Dropout, escnn.nn.FieldDropout):
+    """escnn.nn.FieldDropout, with the same arguments and state: drops fields, at each pixel for itself."""
+    __init__ = adopting_init(escnn.nn.FieldDropout)
+
+    def _adopt(self):
+        self._tabulate_dropout(sizes_of(self.in_type))
+
+
+class PointwiseDropout(_Dropout, escnn.nn.PointwiseDropout):
+    """escnn.nn.PointwiseDropout, with the same arguments: drops numbers, each for itself."""
+    __init__ = adopting_init(escnn.nn.PointwiseDropout, supports="pointwise")
+
+    def _adopt(self):
+        self._tabulate_dropout([1] * self.in_type.size)
+
+    def _compute(self, x):
+        if self.training and x.numel() < FEW:
+            return F.dropout(x, self.p, True, self.inplace)
+        return super()._compute(x)
+
+    def export(self):
+        """torch.nn.Dropout; sets this module to eval mode."""
+        return escnn.nn.PointwiseDropout.export(self)

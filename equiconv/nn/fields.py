@@ -82,6 +82,21 @@ class ByField:
         return self._unpermute(whole, 0)
 
 
+class Pooling:
+    """Mixin of a module on ops.field_pool."""
+
+    def _tabulate_pool(self, sizes, subfields):
+        """Its tables, for fields of these sizes; subfields: channels of the subfields of each, which are compared."""
+        elements, part = [], 0
+        for f, (size, subfield) in enumerate(zip(sizes, subfields)):
+            elements += [(f, part + i // subfield) for i in range(size)]
+            part += size // subfield
+        rows = list(zip(self.in_type.fields_start.tolist(), sizes, subfields))
+        device = next((t.device for t in self.buffers()), None)
+        self.register_buffer("_fields", torch.tensor(rows, device=device), persistent=False)
+        self.register_buffer("_elements", torch.tensor(elements, device=device), persistent=False)
+
+
 class Gating:
     """Mixin of a module that multiplies each field, or subfield, by a number made of its norm or of a gate."""
 

@@ -4,9 +4,8 @@ import torch
 from torch import nn
 
 from ..formats import compute_dtype
-from ..library import autocast_dtype
 from ..ops import fourier_act
-from .tensors import OnTensors, adopting_init, wants_plain
+from .tensors import OnTensors, adopting_init, as_for_product, wants_plain
 
 
 class _Fourier(OnTensors):
@@ -23,9 +22,7 @@ class _Fourier(OnTensors):
             fields = x.unflatten(1, (len(self.in_type), self.rho.size))
             samples = self._function(torch.einsum("bcf...,gf->bcg...", fields, self.A))
             return torch.einsum("bcg...,fg->bcf...", samples, self.Ainv).flatten(1, 2)
-        wanted = autocast_dtype(x.device.type)
-        if wanted is not None and x.dtype != torch.float64:
-            x = x.to(wanted)  # as for a matrix product
+        x = as_for_product(x)
         a, a_inv = (matrix.to(compute_dtype(x.dtype)) for matrix in (self.A, self.Ainv))
         return fourier_act(x, a, a_inv, self._function_name)
 

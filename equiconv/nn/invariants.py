@@ -1,27 +1,18 @@
 """Maps of each field to one invariant channel: its largest value, or its norm."""
 import escnn.nn
-import torch
 
 from ..ops import field_pool
-from ..ops.on_fields import has_kernel
-from .fields import ByField, sizes_of, subfields_of
-from .tensors import OnTensors, adopting_init, wants_plain
+from .fields import ByField, Pooling, sizes_of, subfields_of
+from .tensors import OnTensors, adopting_init, is_fused
 
 
-class _Invariant(OnTensors, ByField):
+class _Invariant(OnTensors, ByField, Pooling):
     """`_invariant(part, group)` maps the fields of a group [B, F, size, *spatial] to [B, F, *spatial]."""
 
     def _adopt(self):
         sizes = sizes_of(self.in_type)
         self._group_fields(self._labels(), sizes, out_sizes=[1] * len(sizes))
-        subfields, elements, part = self._subfields(), [], 0
-        for f, (size, subfield) in enumerate(zip(sizes, subfields)):
-            elements += [(f, part + i // subfield) for i in range(size)]
-            part += size // subfield
-        rows = list(zip(self.in_type.fields_start.tolist(), sizes, subfields))
-        device = next((t.device for t in self.buffers()), None)
-        self.register_buffer("_fields", torch.tensor(rows, device=device), persistent=False)
-        self.register_buffer("_elements", torch.tensor(elements, device=device), persistent=False)
+        self._tabulate_pool(sizes, self._subfields())
 
     _of_norms = True
 
@@ -33,7 +24,7 @@ class _Invariant(OnTensors, ByField):
         return sizes_of(self.in_type)
 
     def _compute(self, x):
-        if not wants_plain(x) and has_kernel(x.device.type):
+        if is_fused(x):
             return field_pool(x, self._fields, self._elements, self._of_norms)
         parts = self._split(x)
         return self._join([self._invariant(parts[i], group) for i, group in enumerate(self._groups)])

@@ -7,15 +7,11 @@ import torch
 from escnn.nn import GeometricTensor
 from escnn.nn.modules.nonlinearities.gated1 import GATES_ID
 
-from ..ops.on_fields import has_kernel
+from ..formats import compute_dtype
+from ..ops import concatenated_act, field_pool
 from .checks import check_type
-from .fields import ByField, Gating, shift, sizes_of, subfields_of
-from .tensors import OnTensors, adopting_init, like, traced, wants_plain
-
-
-def _is_fused(x):
-    """Whether x goes through ops.field_gate; else through plain operations of torch."""
-    return not wants_plain(x) and has_kernel(x.device.type)
+from .fields import ByField, Gating, Pooling, shift, sizes_of, subfields_of
+from .tensors import OnTensors, adopting_init, is_fused, like, traced
 
 
 class _NormNonLinearity(OnTensors, ByField, Gating):
@@ -38,7 +34,7 @@ class _NormNonLinearity(OnTensors, ByField, Gating):
         self._tabulate(rows, self.in_type.size)
 
     def _compute(self, x):
-        if _is_fused(x):
+        if is_fused(x):
             bias = None if self.log_bias is None else self.log_bias.exp()
             return self._gate(x, bias, self._function_name, eps=self.eps)
         biases = [None] * len(self._groups)
@@ -110,7 +106,7 @@ class _GatedNonLinearity1(OnTensors, ByField, Gating):
         return [start in channels for start in starts]
 
     def _compute(self, x):
-        if _is_fused(x):
+        if is_fused(x):
             return self._gate(x, self.bias, "gate")
         parts, (gate, *gated) = self._split(x), self._groups
         gates = torch.sigmoid(shift([parts[0]], [-self.bias.flatten()[:, None]])[0])  # [B, F, subfields, *spatial]
@@ -144,7 +140,7 @@ class GatedNonLinearityUniform(OnTensors, ByField, Gating, escnn.nn.GatedNonLine
         self._tabulate(rows, self.out_type.size)
 
     def _compute(self, x):
-        if _is_fused(x) and self.gate_function in (torch.sigmoid, torch.nn.functional.sigmoid):
+        if is_fused(x) and self.gate_function in (torch.sigmoid, torch.nn.functional.sigmoid):
             return self._gate(x, self.bias, "gate")
         fields = x.unflatten(1, (len(self.in_type), self.rho_in.size))
         gates, gated = fields[:, :, :self.n_gates], fields[:, :, self.n_gates:]
@@ -175,7 +171,7 @@ class GatedNonLinearity2(ByField, Gating, escnn.nn.GatedNonLinearity2):
         return GeometricTensor(y, self.out_type, input.coords)
 
     def _compute(self, gates, x):
-        if _is_fused(x):
+        if is_fused(x):
             return self._gate(x, self.bias, "gate", gates=gates)
         opened = torch.sigmoid(shift([gates.unsqueeze(2)], [-self.bias.flatten()[:, None]])[0])
         each = opened.split([group.fields for group in self._groups], 1)
@@ -195,11 +191,20 @@ class PointwiseNonLinearity(OnTensors, escnn.nn.PointwiseNonLinearity):
         return self._function(x)
 
 
-class VectorFieldNonLinearity(OnTensors, escnn.nn.VectorFieldNonLinearity):
+class VectorFieldNonLinearity(OnTensors, Pooling, escnn.nn.VectorFieldNonLinearity):
     """escnn.nn.VectorFieldNonLinearity, with the same arguments."""
     __init__ = adopting_init(escnn.nn.VectorFieldNonLinearity, supports="vectorfield")
 
+    def _adopt(self):
+        self._tabulate_pool(sizes_of(self.in_type), [1] * len(self.in_type))
+        angle = torch.arange(self._rotations, dtype=torch.float64) * (2 * math.pi / self._rotations)
+        directions = torch.stack([angle.cos(), angle.sin()], 1)
+        self.register_buffer("_directions", directions.view(torch.int64), persistent=False)  # half() leaves integers
+
     def _compute(self, x):
+        if is_fused(x):
+            directions = self._directions.view(torch.float64).to(compute_dtype(x.dtype))
+            return field_pool(x, self._fields, self._elements, False, directions=directions)
         length, orientation = x.unflatten(1, (len(self.in_type), self._rotations)).max(2)  # [B, fields, *spatial]
         angle = orientation * (2 * math.pi / self._rotations)
         return (torch.stack([angle.cos(), angle.sin()], 2) * length.relu().unsqueeze(2)).flatten(1, 2).to(x.dtype)
@@ -210,4 +215,6 @@ class ConcatenatedNonLinearity(OnTensors, escnn.nn.ConcatenatedNonLinearity):
     __init__ = adopting_init(escnn.nn.ConcatenatedNonLinearity, supports="concatenated")
 
     def _compute(self, x):
+        if is_fused(x):
+            return concatenated_act(x, self._function.__name__)
         return torch.stack([self._function(x), self._function(-x)], 2).flatten(1, 2)

@@ -4,11 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .fields import ByField, sizes_of
-from .tensors import OnTensors, adopting_init
+from ..formats import compute_dtype, is_channels_last
+from ..ops import field_pool, window_pool
+from .fields import ByField, Pooling, sizes_of
+from .tensors import OnTensors, adopting_init, as_for_product, is_fused
 
 
-class NormMaxPool(OnTensors, ByField, escnn.nn.NormMaxPool):
+class NormMaxPool(OnTensors, ByField, Pooling, escnn.nn.NormMaxPool):
     """escnn.nn.NormMaxPool, with the same arguments and state."""
     __init__ = adopting_init(escnn.nn.NormMaxPool)
     keeps_coords = False
@@ -16,17 +18,31 @@ class NormMaxPool(OnTensors, ByField, escnn.nn.NormMaxPool):
     def _adopt(self):
         sizes = sizes_of(self.in_type)
         self._group_fields(sizes, sizes)
+        self._tabulate_pool(sizes, sizes)
 
     def _compute(self, x):
+        if is_fused(x):
+            wide = x.detach().to(compute_dtype(x.dtype))  # rounded norms would be equal too often
+            index = self._pool(field_pool(wide, self._fields, self._elements, True))
+            of_channels = index.flatten(2).index_select(1, self._elements[:, 0])
+            return x.flatten(2).gather(2, of_channels).unflatten(2, (index.size(2), index.size(3)))
         return self._join([self._largest(part, group.size) for part, group in zip(self._split(x), self._groups)])
 
+    def _pool(self, norms):
+        """The pixels where norms [B, fields, H, W] are the largest of their windows."""
+        return F.max_pool2d(norms, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode,
+                            return_indices=True)[1]
+
     def _largest(self, part, size):
-        wide = part.detach() * part.new_ones(1, dtype=torch.float32)  # rounded norms would be equal too often
-        norms = wide.square().sum(2).sqrt()  # [B, fields, H, W]
-        index = F.max_pool2d(norms, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode,
-                             return_indices=True)[1]
+        wide = part.detach() * part.new_ones(1, dtype=torch.float32)
+        index = self._pool(wide.square().sum(2).sqrt())
         chosen = part.flatten(3).gather(3, index.flatten(2).unsqueeze(2).expand(-1, -1, size, -1))
         return chosen.flatten(1, 2).unflatten(2, (index.size(2), index.size(3)))
+
+
+def _weights(module, x):
+    """The filter of an antialiased pooling as ops.window_pool takes it: [taps, channels]."""
+    return module.filter.flatten(1).mT.to(compute_dtype(x.dtype))
 
 
 class _Antialiased(OnTensors):
@@ -35,6 +51,9 @@ class _Antialiased(OnTensors):
     keeps_coords = False
 
     def _compute(self, x):
+        if len(self.kernel_size) == 3 and is_fused(x) and x.requires_grad:  # else torch's one kernel is the faster one
+            x = as_for_product(x)
+            return window_pool(x, _weights(self, x), kernel=self.kernel_size, stride=self.stride, padding=self.padding)
         convolution = (F.conv2d, F.conv3d)[len(self.kernel_size) - 2]
         return convolution(x, self.filter, None, self.stride, self.padding, groups=self.in_type.size)
 
@@ -170,6 +189,11 @@ class _AntialiasedMaxPool(OnTensors):
     keeps_coords = False
 
     def _compute(self, x):
+        if is_fused(x) and not (self.d == 2 and x.device.type == "cpu" and is_channels_last(x)):  # torch is faster
+            x = as_for_product(x)
+            return window_pool(x, _weights(self, x), window=self.kernel_size, window_padding=self.padding,
+                               dilation=self.dilation, kernel=self.filter.shape[2:], stride=self.stride,
+                               padding=self._pad)
         pool, convolution = ((F.max_pool2d, F.conv2d), (F.max_pool3d, F.conv3d))[self.d - 2]
         largest = pool(x, self.kernel_size, 1, self.padding, self.dilation, self.ceil_mode)
         return convolution(largest, self.filter, None, self.stride, self._pad, groups=self.in_type.size)

@@ -8,6 +8,8 @@ import torch
 from escnn.nn import GeometricTensor
 
 from ..formats import is_channels_last, like  # noqa: F401  (for the modules)
+from ..library import autocast_dtype
+from ..ops.on_fields import has_kernel
 from .checks import check_type, shown
 from .construction import built_on_cpu
 
@@ -56,6 +58,17 @@ def wants_plain(x):
         return True
     is_traced = torch.compiler.is_exporting() or torch.jit.is_tracing()
     return is_traced and torch.onnx.is_in_onnx_export()  # which takes 20 us to answer
+
+
+def is_fused(x):
+    """Whether x goes through an op on fields; else through plain operations of torch."""
+    return not wants_plain(x) and has_kernel(x.device.type)
+
+
+def as_for_product(x):
+    """x as autocast would give it to a matrix product or a convolution."""
+    wanted = autocast_dtype(x.device.type)
+    return x if wanted is None or x.dtype == torch.float64 else x.to(wanted)
 
 
 class OnTensors:

@@ -7,10 +7,13 @@ FIELD = ("channel", "size", "subfield")  # of a row of `fields`
 ELEMENT = ("field", "part")              # of a row of `elements`: of each channel its field, and which subfield of all
 
 
-def field_pool(x, fields, elements, norms):
+def field_pool(x, fields, elements, norms, directions=None):
     wide, pooled = x.to(compute_dtype(x.dtype)), []
     for channel, size, subfield in fields.tolist():
         parts = wide[:, channel:channel + size].unflatten(1, (-1, subfield))
         values = parts.norm(dim=2) if norms else parts.squeeze(2)
-        pooled.append(values.max(1)[0])  # not amax: the gradient goes to one of equal maxima
-    return like(torch.stack(pooled, 1).to(x.dtype), x)
+        largest, part = values.max(1, keepdim=True)  # not amax: the gradient goes to one of equal maxima
+        if directions is not None:
+            largest = largest.relu() * directions[part.squeeze(1)].movedim(-1, 1)
+        pooled.append(largest)
+    return like(torch.cat(pooled, 1).to(x.dtype), x)

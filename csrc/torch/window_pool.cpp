@@ -1,0 +1,161 @@
+#include "../window_pool.h"
+
+#include "../cpu/isa.h"
+#include "field_tensor.h"
+
+EQUICONV_DECLARE_CPU(window_pool, WindowPoolParams)
+EQUICONV_DECLARE_CPU(window_pool_bwd, WindowPoolParams)
+
+namespace equiconv {
+namespace {
+
+using torch::headeronly::ScalarType;
+using Sizes = std::vector<int64_t>;
+
+constexpr int64_t kStripNumbers = 1 << 16;  // of x in a tile, about: several tiles fit into the second-level cache
+constexpr int64_t kLanes = 16;              // at most
+
+WindowPoolTensor window_pool_tensor(const char* op, const Tensor& t, const Tensor& x) {
+  STD_TORCH_CHECK(t.dim() == x.dim() && t.size(0) == x.size(0) && t.size(1) == x.size(1) && t.scalar_type() == x.scalar_type(),
+                  op, ": tensors must have one dtype, batch and number of channels");
+  const bool channels_last = is_channels_last(t);
+  STD_TORCH_CHECK(channels_last || t.is_contiguous(), op, ": tensors must be contiguous or channels_last");
+  WindowPoolTensor found{};
+  found.data = const_cast<void*>(t.const_data_ptr());
+  found.size[0] = t.size(2), found.size[1] = t.dim() == 5 ? t.size(3) : 1, found.size[2] = t.size(t.dim() - 1);
+  const int64_t pixels = found.size[0] * found.plane();
+  found.stride_batch = t.size(1) * pixels;
+  found.stride_channel = channels_last ? 1 : pixels, found.stride_pixel = channels_last ? t.size(1) : 1;
+  return found;
+}
+
+// Of a plane the rows are the first dimension, its columns the last.
+void spread(const char* op, const Sizes& given, int64_t dimensions, int64_t least, int64_t neutral, int64_t (&to)[3]) {
+  STD_TORCH_CHECK(int64_t(given.size()) == dimensions, op, ": windows must have as many numbers as there are dimensions");
+  for (int64_t value : given) STD_TORCH_CHECK(value >= least, op, ": a window must have numbers of at least ", least);
+  to[0] = given.front(), to[1] = dimensions == 3 ? given[1] : neutral, to[2] = given.back();
+}
+
+struct Call {
+  WindowPoolParams params{};
+  Sizes out;  // shape of the output
+
+  // A window of taps without numbers: there is none.
+  Call(const char* op, const Tensor& x, const std::optional<Tensor>& filter, const Sizes& window, const Sizes& window_padding,
+       const Sizes& dilation, const Sizes& kernel, const Sizes& stride, const Sizes& padding, bool ceil_mode) {
+    const int64_t dimensions = x.dim() - 2;
+    STD_TORCH_CHECK(dimensions == 2 || dimensions == 3, op, ": x must have two or three spatial dimensions");
+    WindowPoolParams& p = params;
+    p.x = window_pool_tensor(op, x, x);
+    p.batch = x.size(0), p.channels = x.size(1), p.dtype = dtype_of(x);
+    p.has_largest = !window.empty();
+    STD_TORCH_CHECK(filter.has_value() != kernel.empty() && (filter || p.has_largest), op, ": a filter and its kernel belong together");
+    if (p.has_largest) {
+      spread(op, window, dimensions, 1, 1, p.largest.taps);
+      spread(op, window_padding, dimensions, 0, 0, p.largest.padding);
+      spread(op, dilation, dimensions, 1, 1, p.largest.dilation);
+      if (filter) for (int64_t& s : p.largest.stride) s = 1;
+      else spread(op, stride, dimensions, 1, 1, p.largest.stride);
+    }
+    if (filter) {
+      spread(op, kernel, dimensions, 1, 1, p.sum.taps);
+      spread(op, padding, dimensions, 0, 0, p.sum.padding);
+      spread(op, stride, dimensions, 1, 1, p.sum.stride);
+      for (int64_t& d : p.sum.dilation) d = 1;
+      STD_TORCH_CHECK(filter->dim() == 2 && filter->is_contiguous() && filter->size(1) == p.channels &&
+                          filter->size(0) == p.sum.taps[0] * p.sum.taps[1] * p.sum.taps[2] &&
+                          filter->scalar_type() == (p.dtype == DType::f64 ? ScalarType::Double : ScalarType::Float),
+                      op, ": filter must be [taps, channels] in float32 (float64 with float64)");
+      p.filter = filter->const_data_ptr();
+    }
+    int64_t size[3];
+    for (int d = 0; d < 3; ++d) {
+      p.between[d] = p.has_largest ? count(p.largest, d, p.x.size[d], ceil_mode && !filter) : p.x.size[d];
+      size[d] = filter ? count(p.sum, d, p.between[d], false) : p.between[d];
+      STD_TORCH_CHECK(size[d] > 0, op, ": x is too small for the window");
+    }
+    out = dimensions == 3 ? Sizes{x.size(0), x.size(1), size[0], size[1], size[2]} : Sizes{x.size(0), x.size(1), size[0], size[2]};
+  }
+
+  // How many windows there are; the last one begins within the grid or its first padding.
+  static int64_t count(const WindowPoolGrid& grid, int d, int64_t size, bool ceil_mode) {
+    const int64_t places = size + 2 * grid.padding[d] - grid.dilation[d] * (grid.taps[d] - 1) - 1;
+    if (places < 0 && !ceil_mode) return 0;
+    int64_t found = (places + (ceil_mode ? grid.stride[d] - 1 : 0)) / grid.stride[d] + 1;
+    if (ceil_mode && (found - 1) * grid.stride[d] >= size + grid.padding[d]) --found;
+    return found;
+  }
+
+  // Numbers of the tiles for so many rows of the output, or of x.
+  int64_t tile_numbers(int64_t rows, bool backward) const {
+    const WindowPoolParams& p = params;
+    auto reached = [](const WindowPoolGrid& grid, int64_t rows, int64_t size) {
+      return std::min(size, (rows - 1) * grid.stride[0] + (grid.taps[0] - 1) * grid.dilation[0] + 1);
+    };
+    auto reaching = [](const WindowPoolGrid& grid, int64_t rows, int64_t size) {
+      return std::min(size, (rows - 1 + (grid.taps[0] - 1) * grid.dilation[0]) / grid.stride[0] + 1);
+    };
+    int64_t between = rows, of_y = rows, of_x = rows;
+    if (backward) {
+      between = p.has_largest ? reaching(p.largest, rows, p.between[0]) : rows;
+      of_y = p.filter ? reaching(p.sum, between, p.y.size[0]) : between;
+      of_x = p.has_largest ? std::min(p.x.size[0], reached(p.largest, between, p.x.size[0]) + rows) : rows;
+    } else {
+      between = p.filter ? reached(p.sum, rows, p.between[0]) : rows;
+      of_x = p.has_largest ? reached(p.largest, between, p.x.size[0]) : between;
+    }
+    const int64_t x = of_x * p.x.plane(), y = of_y * p.y.plane(), taps = p.filter ? p.sum.taps[0] * p.sum.taps[1] * p.sum.taps[2] : 0;
+    return kLanes * (taps + (backward ? 2 : 1) * x + between * p.between[1] * p.between[2] + y + std::max(x, y));
+  }
+
+  template <class Kernel>
+  void run(bool backward, Kernel kernel) {
+    WindowPoolParams& p = params;
+    if (p.batch * p.channels == 0) return;
+    const int64_t rows = backward ? p.x.size[0] : p.y.size[0], numbers = p.x.size[0] * p.x.plane();
+    const bool is_small = numbers * p.batch * p.channels < kSerialNumbers / 4;
+    p.strips = std::max(numbers * kLanes / kStripNumbers, is_small ? 1 : (kItems / 4 + p.batch - 1) / p.batch);
+    p.strips = std::min(std::max<int64_t>(p.strips, 1), rows);
+    const int64_t threads = is_small ? 1 : torch::stable::get_num_threads();
+    const int64_t bytes = tile_numbers((rows + p.strips - 1) / p.strips, backward) * (p.dtype == DType::f64 ? 8 : 4);
+    int64_t next_item = 0;
+    torch::stable::parallel_for(0, std::min(threads, p.batch * p.strips), 1, [&](int64_t begin, int64_t end) {
+      WindowPoolParams mine = p;
+      mine.next_item = &next_item;
+      mine.scratch = thread_scratch(bytes);
+      kernel(mine, begin, end);
+    });
+  }
+};
+
+Tensor window_pool_glue(const Tensor& x, const std::optional<Tensor>& filter, Sizes window, Sizes window_padding, Sizes dilation,
+                        Sizes kernel, Sizes stride, Sizes padding, bool ceil_mode) {
+  Call call("window_pool", x, filter, window, window_padding, dilation, kernel, stride, padding, ceil_mode);
+  const auto format = !is_channels_last(x) ? torch::headeronly::MemoryFormat::Contiguous
+                      : x.dim() == 4       ? torch::headeronly::MemoryFormat::ChannelsLast
+                                           : torch::headeronly::MemoryFormat::ChannelsLast3d;
+  Tensor y = torch::stable::empty(call.out, x.scalar_type(), torch::headeronly::Layout::Strided, x.device(), false, format);
+  call.params.y = window_pool_tensor("window_pool", y, x);
+  call.run(false, window_pool_cpu());
+  return y;
+}
+
+Tensor window_pool_bwd_glue(const Tensor& grad, const Tensor& x, const std::optional<Tensor>& filter, Sizes window,
+                            Sizes window_padding, Sizes dilation, Sizes kernel, Sizes stride, Sizes padding, bool ceil_mode) {
+  Call call("window_pool_bwd", x, filter, window, window_padding, dilation, kernel, stride, padding, ceil_mode);
+  for (int64_t d = 0; d < x.dim(); ++d)
+    STD_TORCH_CHECK(grad.dim() == x.dim() && grad.size(d) == call.out[d], "window_pool_bwd: grad must have the shape of the output");
+  Tensor grad_x = empty_fields(x, x.size(1));
+  call.params.y = window_pool_tensor("window_pool_bwd", grad, x);
+  call.params.grad_x = window_pool_tensor("window_pool_bwd", grad_x, x);
+  call.run(true, window_pool_bwd_cpu());
+  return grad_x;
+}
+
+}  // namespace
+}  // namespace equiconv
+
+STABLE_TORCH_LIBRARY_IMPL(equiconv, CPU, m) {
+  m.impl("window_pool", EQUICONV_BOX(equiconv::window_pool_glue));
+  m.impl("window_pool_bwd", EQUICONV_BOX(equiconv::window_pool_bwd_glue));
+}

@@ -1,0 +1,106 @@
+import torch
+
+from .. import library
+from ..formats import compute_dtype, dense, empty_fields, like
+from ..reference import window_pool as reference
+from .on_fields import check_fields, on_backends, pick
+
+_GEOMETRY = ("int[] window, int[] window_padding, int[] dilation, int[] kernel, int[] stride, int[] padding, "
+             "bool ceil_mode")
+
+
+def out_size(size, window, window_padding, dilation, kernel, stride, padding, ceil_mode):
+    """The spatial size of the output, as torch's pools and convolutions have it."""
+    if window:
+        steps = [1] * len(size) if kernel else stride
+        size = [_count(*each, ceil_mode and not kernel) for each in zip(size, window, steps, window_padding, dilation)]
+    if kernel:
+        size = [_count(*each, 1, False) for each in zip(size, kernel, stride, padding)]
+    return size
+
+
+def _count(size, taps, stride, padding, dilation, ceil_mode):
+    places = size + 2 * padding - dilation * (taps - 1) - 1
+    if not ceil_mode:
+        return places // stride + 1
+    count = (places + stride - 1) // stride + 1
+    return count - ((count - 1) * stride >= size + padding)  # the last window begins within x or its first padding
+
+
+def _fake(x, filter, *geometry):
+    return like(x.new_empty([*x.shape[:2], *out_size(x.shape[2:], *geometry)]), x)
+
+
+def _setup_context(ctx, inputs, output):
+    x, filter, *ctx.geometry = inputs
+    ctx.save_for_backward(x, filter)
+
+
+def _backward(ctx, backend, grad):
+    x, filter = ctx.saved_tensors
+    return _bwd[backend](like(grad, x), x, filter, *ctx.geometry), *[None] * 8
+
+
+def _bwd_fake(grad, x, *rest):
+    return empty_fields(x, x.shape[1])
+
+
+def _bwd_setup_context(ctx, inputs, output):
+    _, x, filter, *ctx.geometry = inputs
+    ctx.save_for_backward(x, filter)
+
+
+def _bwd_backward(ctx, backend, grad_grad_x):
+    """It is linear in grad: by torch's derivative of the definition. Where the largest lies has no derivative."""
+    x, filter = ctx.saved_tensors
+    grad_grad = torch.func.jvp(lambda x: reference.window_pool(x, filter, *ctx.geometry), (x,), (grad_grad_x,))[1]
+    return grad_grad, torch.zeros_like(x) if ctx.geometry[0] else None, *[None] * 8
+
+
+_fwd = library.define(
+    "window_pool", f"(Tensor x, Tensor? filter, {_GEOMETRY}) -> Tensor",
+    on_backends("window_pool", "window_pool"), fake=_fake, setup_context=_setup_context, backward=_backward)
+_bwd = library.define(
+    "window_pool_bwd", f"(Tensor grad, Tensor x, Tensor? filter, {_GEOMETRY}) -> Tensor",
+    on_backends("window_pool", "window_pool_bwd"), fake=_bwd_fake, setup_context=_bwd_setup_context,
+    backward=_bwd_backward)
+
+
+def window_pool(x, filter, *, window=(), window_padding=(), dilation=(), kernel=(), stride=(), padding=(),
+                ceil_mode=False, backend=None):
+    """The largest number in a window around each pixel, channel by channel, and then their weighted sum with a stride.
+
+    Or one of the two alone. The gradient goes to the first of equal maxima. Every size is a sequence of as many
+    integers as there are spatial dimensions.
+
+    x               [B, C, *spatial] with two or three spatial dimensions, float32, float64, float16 or bfloat16 (the
+                    last two are computed in float32)
+    filter          weights [taps, C] of the sum, in the dtype that is computed in, or None: no sum. A constant, to
+                    which no gradient flows
+    window          size of the window whose largest number is taken; (): none is. Its stride is 1 if there is a sum
+    window_padding  beyond the edges of x, where there are no numbers
+    dilation        distance of the numbers in the window
+    kernel          size of the sum's window: its taps in row-major order are the rows of `filter`
+    stride          of the last of the two
+    padding         of the sum, by zeros
+    ceil_mode       whether a last window may reach beyond the padding, without a sum
+
+    Returns [B, C, *spatial'] in x's dtype and memory format. Raises ValueError for what does not fit together.
+    """
+    check_fields("window_pool", x)
+    geometry = [list(sizes) for sizes in (window, window_padding, dilation, kernel, stride, padding)]
+    dimensions = x.dim() - 2
+    if dimensions not in reference.MAX_POOL or any(len(sizes) not in (0, dimensions) for sizes in geometry):
+        raise ValueError(f"window_pool: x must have two or three spatial dimensions, and every size a number for each, "
+                         f"got {tuple(x.shape)} and {geometry}")
+    if (filter is None) == bool(kernel) or not (window or kernel):
+        raise ValueError(f"window_pool: expected a window, a filter with its kernel, or both, got {window}, {kernel}")
+    if filter is not None and (filter.dtype != compute_dtype(x.dtype) or filter.dim() != 2):
+        raise ValueError(f"window_pool: filter must be [taps, C] of dtype {compute_dtype(x.dtype)}, got "
+                         f"{tuple(filter.shape)} and {filter.dtype}")
+    if min(out_size(x.shape[2:], *geometry, ceil_mode)) < 1:
+        raise ValueError(f"window_pool: x must be at least as large as the windows, got {tuple(x.shape)}")
+    chosen = pick(x, backend)
+    if chosen == "reference":
+        return reference.window_pool(x, filter, *geometry, ceil_mode)
+    return _fwd[chosen](dense(x), None if filter is None else filter.contiguous(), *geometry, ceil_mode)
