@@ -10,7 +10,7 @@ import torch
 from torch.library import opcheck
 
 from equiconv.basis import cache as disk
-from equiconv.formats import is_channels_last
+from equiconv.formats import CHANNELS_LAST, is_channels_last
 from equiconv.fused import (
     Unsupported,
     compiler,
@@ -35,14 +35,14 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"
 needs_gpp = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 BF16, F16 = torch.bfloat16, torch.float16
-WARPS = [structure.forward_warps(height) for height in (32, 8)]
+HEIGHTS = (32, 1)  # of images: there are kernels for small ones
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}  # bytes of a block
 
 
 def is_supported(case):
     options = case.arguments
-    return (case.module == "R2Conv" and options["kernel_size"] in (3, 5, 7)
-            and not {"stride", "dilation", "groups"} & set(options))
+    return (case.module in ("R2Conv", "R3Conv") and options["kernel_size"] in structure.SIZES[case.dimensions]
+            and options.get("stride", 1) in (1, 2) and not {"dilation", "groups"} & set(options))
 
 
 SUPPORTED = [case for case in SMALL if is_supported(case)]
@@ -65,9 +65,15 @@ def layer_of(name, k):
     return Call(plan_between(name, fields, fields, k), (k, k), {"padding": k // 2}, 1, (9, 10))
 
 
+def layer_in_space(name, k):
+    """The same in three dimensions: irreps of degree 0, 1 and 2, or 8 regular fields of the octahedral group."""
+    fields = cases.irreps(0, 1, 2, fields=16) if name == "SO(3)" else regular(8)
+    return Call(plan_between(name, fields, fields, k), (k, k, k), {"padding": k // 2}, 1, (5, 6, 9))
+
+
 def fused(call):
     """The call by fused_steerable_conv: a function of (x, weights, bias)."""
-    names = ("padding", "padding_mode")
+    names = ("stride", "padding", "padding_mode")
     options = {name: value for name, value in call.options.items() if name in names}
     return lambda x, weights, bias: fused_steerable_conv(x, weights, call.plan, call.kernel, bias=bias, **options)
 
@@ -75,7 +81,7 @@ def fused(call):
 def inputs(call, dtype, device="cpu", channels_last=False):
     """[x of dtype, weights and bias of float32]"""
     x, *others = call.tensors()
-    x = x.to(device, dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    x = x.to(device, dtype, memory_format=CHANNELS_LAST[x.dim()] if channels_last else torch.contiguous_format)
     return [x, *(None if t is None else t.to(device, torch.float32) for t in others)]
 
 
@@ -111,23 +117,25 @@ def rounded(tensor, dtype):
 
 
 def structures_of(call, dtype=BF16, shared_bytes=SHARED["sm_90"]):
-    """{kind: Structures} of the kernels of a layer: forward, adjoint and gradient."""
-    sides, found = irreps.sides_of(call.plan), {}
+    """{kind: Structures} of the kernels of a layer, forward, adjoint and gradient; {kind: Tile} of the first two."""
+    sides, found, tiles = irreps.sides_of(call.plan), {}, {}
+    stride = call.options.get("stride", 1)
     for name, adjoint in (("forward", False), ("adjoint", True)):
-        layer = irreps.IrrepLayer(call.plan, call.kernel, sides, adjoint, dtype)
-        harmonics = structure.Harmonics(layer)
-        found[name] = structure.forward_structures(layer, harmonics, shared_bytes)
+        layer = irreps.IrrepLayer(call.plan, call.kernel, sides, adjoint, dtype, stride)
+        harmonics = structure.Harmonics(layer, structure.FORWARD_SUMS)
+        tiles[name], found[name] = structure.forward_structures(layer, harmonics, shared_bytes)
         if not adjoint:
+            harmonics = structure.Harmonics(layer, structure.GRADIENT_SUMS)
             found["gradient"] = structure.gradient_structures(layer, harmonics, shared_bytes)
-    return found
+    return found, tiles
 
 
 def sources_of(call, dtype=BF16, shared_bytes=SHARED["sm_90"]):
     """The C++ texts of those kernels."""
-    number = NUMBERS[dtype]
-    return [source for kind, found in structures_of(call, dtype, shared_bytes).items() for s in found
-            for source in ([s.gradient_source(number)] if kind == "gradient" else
-                           [s.forward_source(number, warps) for warps in WARPS])]
+    number, (found, tiles) = NUMBERS[dtype], structures_of(call, dtype, shared_bytes)
+    texts = [s.forward_source(number, structure.tile_for(tiles[kind], height))
+             for kind in tiles for s in found[kind] for height in HEIGHTS]
+    return list(dict.fromkeys([*texts, *(s.gradient_source(number) for s in found["gradient"])]))
 
 
 # ---- values and gradients, emulated ----
@@ -203,7 +211,7 @@ def test_second_derivatives(gpu):
 def test_opcheck(gpu):
     call = small_call()
     x, weights, bias = inputs(call, BF16)
-    arguments = (_key_of(call.plan), [3, 3], False, [1, 1], [call.plan.out_channels, 9, 8])
+    arguments = (_key_of(call.plan), [3, 3], 1, False, [1, 1], [call.plan.out_channels, 9, 8])
     opcheck(torch.ops.equiconv.steerable_conv.fused, (x, weights, bias, *arguments))
     y = torch.ones(2, call.plan.out_channels, 9, 8, dtype=BF16)
     opcheck(torch.ops.equiconv.steerable_conv_bwd.fused, (x, weights, y, *arguments, True, True))
@@ -294,7 +302,7 @@ def test_harmonics_lose_little_when_rounded(k, dtype):
 
 @pytest.mark.parametrize("name,k,forward,gradient", [("C8", 5, 1, 1), ("D8", 5, 1, 1), ("C16", 5, 3, 5)])
 def test_number_of_kernels(name, k, forward, gradient):
-    found = structures_of(layer_of(name, k))
+    found, _ = structures_of(layer_of(name, k))
     assert [len(found[kind]) for kind in ("forward", "adjoint", "gradient")] == [forward, forward, gradient]
 
 
@@ -316,7 +324,7 @@ def test_sparse_map():
 
 @pytest.mark.parametrize("changes,dtype,reason", [
     ({}, torch.float32, "bfloat16 and float16"), ({"up": True}, BF16, "transposed"),
-    ({"stride": (2, 2)}, BF16, r"a stride of 1 .* not \(2, 2\)"), ({"dilation": (1, 2)}, BF16, "a dilation of 1"),
+    ({"stride": (2, 1)}, BF16, r"the same along every axis, not \(2, 1\)"), ({"dilation": (1, 2)}, BF16, "a dilation of 1"),
     ({"groups": 2}, BF16, "groups"), ({}, BF16, "needs a CUDA device, not 'cpu'")])
 def test_reasons(changes, dtype, reason):
     call = small_call()
@@ -328,7 +336,7 @@ def test_reasons(changes, dtype, reason):
 
 
 @pytest.mark.parametrize("name,reason", [
-    ("c4_k1", "sizes 3 to 9"), ("c4_k4", "odd square"), ("so3_irreps", "in the plane")])
+    ("c4_k1", "sizes 3, 5, 7, 9 .* not 1"), ("c4_k4", "not 4"), ("so3_k2", "sizes 3, 5 .* not 2")])
 def test_unsupported_layers(monkeypatch, tmp_path, name, reason):
     emulated_gpu.emulate(monkeypatch, tmp_path)
     call = Call.of(CASES[name])
@@ -348,7 +356,8 @@ def test_a_layer_that_is_too_wide(monkeypatch, tmp_path, kilobytes, reason):
 
 @pytest.mark.parametrize("changes,message", [
     ({"x": torch.zeros(1, 4, 5, 5)}, "x must be bfloat16 or float16, got torch.float32"),
-    ({"x": torch.zeros(1, 3, 5, 5, dtype=BF16)}, r"x must have shape \[B, 10, height, width\], got \(1, 3, 5, 5\)"),
+    ({"x": torch.zeros(1, 3, 5, 5, dtype=BF16)}, r"x must have shape \[B, 10, \*size\] .* got \(1, 3, 5, 5\)"),
+    ({"stride": 3}, r"stride must be 1 or 2, .* got \(3, 3\)"),
     ({"weights": torch.zeros(3)}, "weights must be "),
     ({"kernel_size": (5, 5)}, "kernel_size must be .* product is 9"),
     ({"padding": -1}, r"padding must be .* got \(-1, -1\)"),

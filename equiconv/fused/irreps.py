@@ -94,18 +94,22 @@ class IrrepLayer:
     """A FilterPlan in one of the two directions: from the input to the output or, the adjoint, from that to the input.
 
     source, target   Side
-    harmonics        [R, k, k], each even or odd along each axis
+    harmonics        [R, *kernel], each even or odd along each axis
+    dtype            torch's, of the numbers that the harmonics are rounded to
+    stride, up       see Image in csrc/cuda/steerable_conv/structure.cuh
     tensors          {(number of a source block, of a target block): list of T [d_target, d_source, R]}
     is_complex       for each target block, whether its z serve two parts
     mixing           Mixing
     """
 
-    def __init__(self, plan, kernel, sides, adjoint, dtype):
-        """sides: (input, output); dtype: torch's, of the numbers that the harmonics are rounded to"""
+    def __init__(self, plan, kernel, sides, adjoint, dtype, stride=1):
+        """sides: (input, output); stride: of the layer, along every axis"""
         self.source, self.target = reversed(sides) if adjoint else sides
+        self.dtype, (self.stride, self.up) = dtype, (1, stride) if adjoint else (stride, 1)
         harmonics = symmetrise(plan.harmonics, kernel).reshape(-1, *kernel)
         scales = _exact_scales(harmonics, dtype)
-        self.harmonics = scales[:, None, None] * (harmonics[:, ::-1, ::-1] if adjoint else harmonics)
+        harmonics = scales.reshape(-1, *[1] * len(kernel)) * harmonics
+        self.harmonics = np.flip(harmonics, range(1, harmonics.ndim)) if adjoint else harmonics
         paths = list(_paths(plan, scales, self.source, self.target, adjoint))
         self.is_complex = [_is_complex(n, block.size, paths) for n, block in enumerate(self.target.blocks)]
         self.tensors, rows = {}, []
@@ -145,7 +149,7 @@ class _Path:
 
 
 def _exact_scales(harmonics, dtype):
-    """Factors [R] with which harmonics [R, k, k] lose least when they are rounded to a torch.dtype.
+    """Factors [R] with which harmonics [R, *kernel] lose least when they are rounded to a torch.dtype.
 
     A harmonic has few different values: there are factors that make all of them nearly exact.
     """

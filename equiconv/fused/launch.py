@@ -15,8 +15,8 @@ def _struct(name, **members):
 
 
 # the same members in the same order as in csrc/cuda/steerable_conv
-Image = _struct("Image", height=INT, width=INT, out_height=INT, out_width=INT, pad_y=INT, pad_x=INT, tiles_y=INT,
-                tiles_x=INT)
+Image = _struct("Image", **dict.fromkeys(
+    "depth height width out_depth out_height out_width pad_z pad_y pad_x tiles_z tiles_y tiles_x".split(), INT))
 Terms = _struct("Terms", start=POINTER, index=POINTER, coefficients=POINTER, count=INT, from_count=INT)
 Channels = _struct("Channels", batch_stride=LONG, pixel_stride=LONG, channel_stride=LONG)
 ForwardParams = _struct("ForwardParams", x=POINTER, weights=POINTER, toeplitz=POINTER, y=POINTER, y_channels=INT,

@@ -1,7 +1,7 @@
 """A layer that the fused kernels compute: its kernels and tables, and their calls for tensors."""
 from dataclasses import dataclass
 from functools import cache, partial, reduce
-from math import ceil
+from math import ceil, prod
 from weakref import WeakKeyDictionary
 
 import torch
@@ -9,9 +9,19 @@ import torch
 from ..formats import dense, is_channels_last
 from . import compiler, launch, packing
 from .irreps import IrrepLayer, Unsupported, sides_of
-from .structure import Harmonics, Structure, check_kernel, forward_structures, forward_warps, gradient_structures
+from .structure import (
+    FORWARD_SUMS,
+    GRADIENT_SUMS,
+    Harmonics,
+    Structure,
+    check_kernel,
+    forward_structures,
+    gradient_structures,
+    tile_for,
+)
 
 NUMBERS = {torch.bfloat16: "Bfloat16", torch.float16: "Float16"}  # in csrc/cuda/steerable_conv/device.cuh
+STRIDES = (1, 2)
 MAP_THREADS, PIXELS_OF_MAP, MAP_PITCH = 256, 32, 34               # of maps.cuh
 BLOCKS_PER_PROCESSOR = 2                                          # that the gradient's grid is made for
 
@@ -44,35 +54,42 @@ class _Terms:
 
 @dataclass(frozen=True)
 class _Kernel:
-    """A Structure, its C++ for a number of warps, and the map between its operands or tiles and the layer's weights."""
+    """A Structure, its C++, the map between its operands or tiles and the layer's weights, and its harmonics."""
     structure: Structure
-    source: object
+    source: object  # a function, of the Tile where there is a choice
     terms: _Terms
+    toeplitz: torch.Tensor
 
 
 class _Direction:
     """From the input to the output, or the adjoint."""
 
-    def __init__(self, plan, kernel, sides, adjoint, device, dtype):
-        self._irreps, self._number = IrrepLayer(plan, kernel, sides, adjoint, dtype), NUMBERS[dtype]
-        self._harmonics, self._device, self._weights = Harmonics(self._irreps), device, plan.weights
-        self.toeplitz = torch.from_numpy(packing.toeplitz(self._harmonics)).to(device, dtype)
-
+    def __init__(self, plan, kernel, sides, adjoint, device, dtype, stride):
+        irreps, number = IrrepLayer(plan, kernel, sides, adjoint, dtype, stride), NUMBERS[dtype]
         shared_bytes = launch.device_of(device).shared_bytes
-        self.forward = [self._kernel(s, partial(s.forward_source, self._number), packing.weight_map)
-                        for s in forward_structures(self._irreps, self._harmonics, shared_bytes)]
-        self.gradient = [] if adjoint else [
-            self._kernel(s, partial(s.gradient_source, self._number), packing.gradient_map)
-            for s in gradient_structures(self._irreps, self._harmonics, shared_bytes)]
+        self._device, self._dtype, self._weights = device, dtype, plan.weights
 
-    def _kernel(self, structure, source, terms):
-        return _Kernel(structure, cache(source), _Terms.of(terms(structure, self._weights), self._device))
+        harmonics = Harmonics(irreps, FORWARD_SUMS)
+        self.tile, structures = forward_structures(irreps, harmonics, shared_bytes)
+        self.forward = self._kernels(structures, harmonics, number, Structure.forward_source, packing.weight_map)
+        if not adjoint:
+            harmonics = Harmonics(irreps, GRADIENT_SUMS)
+            structures = gradient_structures(irreps, harmonics, shared_bytes)
+            self.gradient = self._kernels(structures, harmonics, number, Structure.gradient_source, packing.gradient_map)
+
+    def _kernels(self, structures, harmonics, number, source, map_of):
+        toeplitz = torch.from_numpy(packing.toeplitz(harmonics)).to(self._device, self._dtype)
+        return [_Kernel(s, cache(partial(source, s, number)), _Terms.of(map_of(s, self._weights), self._device), toeplitz)
+                for s in structures]
 
 
 class FusedLayer:
-    """A FilterPlan on a device, in bfloat16 or float16. Raises Unsupported for what the kernels cannot compute."""
+    """A FilterPlan on a device, in bfloat16 or float16. Raises Unsupported for what the kernels cannot compute.
 
-    def __init__(self, plan, kernel, device, dtype):
+    Sizes and paddings are of two axes or of three.
+    """
+
+    def __init__(self, plan, kernel, device, dtype, stride):
         check_kernel(kernel)
         self.weights, self.device, self.dtype = plan.weights, device, dtype
         self._launch = launch.device_of(device).launch
@@ -83,10 +100,11 @@ class FusedLayer:
         self._from_packed = [_Terms.of(packing.SparseMap.of_matrix(side.to_packed.T), device) for side in sides]
         if max(map(_map_bytes, self._to_packed)) > launch.device_of(device).shared_bytes:
             raise Unsupported("its channels need more shared memory than there is")
-        self._directions = [_Direction(plan, kernel, sides, adjoint, device, dtype) for adjoint in (False, True)]
+        self._directions = [_Direction(plan, kernel, sides, adjoint, device, dtype, stride)
+                            for adjoint in (False, True)]
 
     def pack(self, tensor, of_output):
-        """The irreps [B, height, width, packed channels] of an input or output [B, channels, height, width]."""
+        """The irreps [B, *size, packed channels] of an input or output [B, channels, *size]."""
         tensor, terms = dense(tensor), self._to_packed[of_output]
         packed = tensor.new_empty((len(tensor), *tensor.shape[2:], terms.shape[0]))
         self._change_channels(tensor, _strides(tensor), packed, _packed_strides(packed), terms, None)
@@ -106,15 +124,14 @@ class FusedLayer:
         if target.numel() == 0:
             return target
         result = source.new_empty((len(source), *target_size[1:], self._channels[side]))
-        warps = forward_warps(target_size[1])
-        image = self._image(source.shape[1:3], target_size[1:], padding, 2 * warps)
-        blocks = len(source) * image.tiles_y * image.tiles_x
+        tile = tile_for(direction.tile, target_size[-2])
+        image = _image(source.shape[1:-1], target_size[1:], padding, (tile.planes, 2 * tile.rows, 8))
         for kernel in direction.forward:
             operands = self._map("pack_weights", kernel.terms, weights, self.dtype)
-            params = launch.ForwardParams(source.data_ptr(), operands.data_ptr(), direction.toeplitz.data_ptr(),
+            params = launch.ForwardParams(source.data_ptr(), operands.data_ptr(), kernel.toeplitz.data_ptr(),
                                           result.data_ptr(), self._channels[side], image)
-            self._launch(kernel.source(warps=warps), "equiconv_forward", (blocks, 1), warps * 32,
-                         kernel.structure.forward_bytes(warps), params)
+            self._launch(kernel.source(tile=tile), "equiconv_forward", (_tiles(source, image), 1),
+                         32 * tile.planes * tile.rows, kernel.structure.forward_bytes(tile), params)
         self._change_channels(result, _packed_strides(result), target, _strides(target), self._from_packed[side], bias)
         return target
 
@@ -125,18 +142,17 @@ class FusedLayer:
         """
         if gradient.numel() == 0:
             return torch.zeros(self.weights, dtype=torch.float32, device=self.device)
-        direction = self._directions[False]
-        return reduce(torch.add, (self._gradient_of(kernel, direction.toeplitz, x, gradient, padding)
-                                  for kernel in direction.gradient))
+        return reduce(torch.add, (self._gradient_of(kernel, x, gradient, padding)
+                                  for kernel in self._directions[False].gradient))
 
-    def _gradient_of(self, kernel, toeplitz, x, gradient, padding):
+    def _gradient_of(self, kernel, x, gradient, padding):
         structure, numbers = kernel.structure, kernel.terms.shape[1]
-        image = self._image(x.shape[1:3], gradient.shape[1:3], padding, 2 * structure.row_warps)
-        tiles = len(x) * image.tiles_y * image.tiles_x
+        image = _image(x.shape[1:-1], gradient.shape[1:-1], padding, (1, 2 * structure.row_warps, 8))
+        tiles = _tiles(x, image)
         splits = min(tiles, ceil(BLOCKS_PER_PROCESSOR * launch.device_of(self.device).processors / structure.jobs))
         partials = torch.empty((splits * structure.row_warps, numbers), dtype=torch.float32, device=self.device)
-        params = launch.GradWeightParams(x.data_ptr(), gradient.data_ptr(), toeplitz.data_ptr(), partials.data_ptr(),
-                                         self._channels[1], tiles, image)
+        params = launch.GradWeightParams(x.data_ptr(), gradient.data_ptr(), kernel.toeplitz.data_ptr(),
+                                         partials.data_ptr(), self._channels[1], tiles, image)
         self._launch(kernel.source(), "equiconv_grad_weight", (splits, structure.jobs), structure.gradient_threads,
                      structure.gradient_bytes, params)
         total = torch.empty(numbers, dtype=torch.float32, device=self.device)
@@ -160,39 +176,45 @@ class FusedLayer:
         self._launch(self._maps, f"equiconv_{name}", (ceil(terms.shape[0] / MAP_THREADS), 1), MAP_THREADS, 0, params)
         return result
 
-    @staticmethod
-    def _image(size, target_size, padding, tile_rows):
-        tiles = ceil(target_size[0] / tile_rows), ceil(target_size[1] / 8)
-        return launch.Image(*size, *target_size, *padding, *tiles)
-
 
 def _map_bytes(terms):
     """Of shared memory, for changing channels."""
     return 2 * MAP_PITCH * sum(terms.shape)
 
 
+def _image(size, target_size, padding, tile):
+    """launch.Image; in the plane, of one plane. tile: pixels of a tile along the three axes"""
+    size, target_size, padding = ((*[default] * (3 - len(given)), *given)
+                                  for given, default in ((size, 1), (target_size, 1), (padding, 0)))
+    return launch.Image(*size, *target_size, *padding, *(ceil(n / t) for n, t in zip(target_size, tile)))
+
+
+def _tiles(source, image):
+    return len(source) * image.tiles_z * image.tiles_y * image.tiles_x
+
+
 def _strides(tensor):
-    """Channels of a dense tensor [B, channels, height, width]."""
-    channels, pixels = tensor.shape[1], tensor.shape[2] * tensor.shape[3]
+    """Channels of a dense tensor [B, channels, *size]."""
+    channels, pixels = tensor.shape[1], prod(tensor.shape[2:])
     each = (channels, 1) if is_channels_last(tensor) else (1, pixels)
     return launch.Channels(channels * pixels, *each)
 
 
 def _packed_strides(packed):
-    channels, pixels = packed.shape[3], packed.shape[1] * packed.shape[2]
+    channels, pixels = packed.shape[-1], prod(packed.shape[1:-1])
     return launch.Channels(channels * pixels, channels, 1)
 
 
 _LAYERS = WeakKeyDictionary()
 
 
-def fused_layer(plan, kernel, device, dtype):
+def fused_layer(plan, kernel, device, dtype, stride=1):
     """FusedLayer, made once. Raises Unsupported for what the kernels cannot compute."""
     known = _LAYERS.setdefault(plan, {})
-    key = (tuple(kernel), device, dtype)
+    key = (tuple(kernel), device, dtype, stride)
     if key not in known:
         try:
-            known[key] = FusedLayer(plan, key[0], device, dtype)
+            known[key] = FusedLayer(plan, *key)
         except Unsupported as problem:
             known[key] = problem
     if isinstance(known[key], Unsupported):
@@ -210,9 +232,10 @@ def fused_unavailable_reason(plan, geometry, device, dtype):
         return f"it computes in bfloat16 and float16, not in {dtype}"
     if geometry.up:
         return "transposed convolutions are not implemented"
-    for name, plain in (("stride", 1), ("dilation", 1)):
-        if set(getattr(geometry, name)) != {plain}:
-            return f"only a {name} of {plain} is implemented, not {getattr(geometry, name)}"
+    if geometry.stride[0] not in STRIDES or len(set(geometry.stride)) != 1:
+        return f"only strides of 1 and 2 are implemented, the same along every axis, not {geometry.stride}"
+    if set(geometry.dilation) != {1}:
+        return f"only a dilation of 1 is implemented, not {geometry.dilation}"
     if geometry.groups != 1:
         return "groups are not implemented"
     if device.type != "cuda":
@@ -220,7 +243,7 @@ def fused_unavailable_reason(plan, geometry, device, dtype):
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "it needs a GPU of compute capability 8.0"
     try:
-        fused_layer(plan, geometry.kernel, device, dtype)
+        fused_layer(plan, geometry.kernel, device, dtype, geometry.stride[0])
     except Unsupported as problem:
         return str(problem)
     return compiler.why_not(launch.device_of(device).arch)

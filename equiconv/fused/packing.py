@@ -3,22 +3,20 @@ import numpy as np
 
 
 def toeplitz(harmonics):
-    """[fragment, lane, register, half]: the products of a Toeplitz matrix with 16 columns give 8 pixels.
+    """Operands of the fragments, one after another: [lane, harmonic, half of the columns, number] each.
 
-    Registers 0 and 2 belong to the first harmonic of a pair, 1 and 3 to the second.
+    The product of such a Toeplitz matrix with 16 columns gives 8 pixels.
     """
-    lane, taps = np.arange(32), harmonics.taps
-    operands = np.zeros((len(harmonics.fragments), 32, 4, 2))
-    for i, (pair, row) in enumerate(harmonics.of_fragment):
-        for register in range(4):
-            if register % 2 >= len(pair):
-                continue
-            taps_of_row = harmonics.values[pair[register % 2]][taps // 2 + row]
-            for half in range(2):
-                tap = 2 * (lane % 4) + half + 8 * (register // 2) - lane // 4
-                inside = (tap >= 0) & (tap < taps)
-                operands[i, :, register, half] = np.where(inside, taps_of_row[np.clip(tap, 0, taps - 1)], 0)
-    return operands
+    lane, stride, taps, operands = np.arange(32), harmonics.stride, harmonics.taps, []
+    for pair, plane, row, phase in harmonics.of_fragment:
+        operand = np.zeros((32, len(pair), 2, 2))
+        for h, half, number in np.ndindex(operand.shape[1:]):
+            taps_of_row = harmonics.values[pair[h], harmonics.depth_taps // 2 + plane, taps // 2 + row]
+            tap = stride * (2 * (lane % 4) + number + 8 * half - lane // 4) + phase
+            inside = (tap >= 0) & (tap < taps)
+            operand[:, h, half, number] = np.where(inside, taps_of_row[np.clip(tap, 0, taps - 1)], 0)
+        operands.append(operand.ravel())
+    return np.concatenate(operands)
 
 
 class SparseMap:

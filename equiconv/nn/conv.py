@@ -47,8 +47,8 @@ class _Conv(SteerableShells, Planned, Expanded):
         if x.dtype in LOW_PRECISION:
             weights, bias = weights.float(), None if bias is None else bias.to(x.dtype)
         if backend == "fused":
-            return fused_steerable_conv(x, weights, self.plan, self.kernel, bias=bias, padding=self.padding,
-                                        padding_mode=self.padding_mode)
+            return fused_steerable_conv(x, weights, self.plan, self.kernel, bias=bias, stride=self.stride,
+                                        padding=self.padding, padding_mode=self.padding_mode)
         return steerable_conv(x, weights, self.plan, self.kernel, bias=bias, stride=self.stride,
                               dilation=self.dilation, padding=self.padding, groups=self.groups, backend=backend,
                               **self._options())

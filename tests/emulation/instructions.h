@@ -14,6 +14,7 @@
 #define __global__
 #define __launch_bounds__(...)
 
+struct uint2 { uint32_t x, y; };
 struct uint4 { uint32_t x, y, z, w; };
 struct float4 { float x, y, z, w; };
 inline uint4 make_uint4(uint32_t a, uint32_t b, uint32_t c, uint32_t d) { return {a, b, c, d}; }
@@ -51,10 +52,26 @@ using u16 = uint16_t;
 using u32 = uint32_t;
 alignas(128) inline unsigned char shared_memory[emulation::kSharedBytes];
 
+void load_transposed(u32 (&r)[2], u32 address);
+inline void must_be_whole(const void* p, int bytes) {
+  if (reinterpret_cast<uintptr_t>(p) % bytes) emulation::fail("a misaligned address");
+}
+
 template <class Format>
 struct Number : Format {
   using Format::round;
   using Format::value;
+  using Pair = u32;
+  static constexpr int bytes = 2, operand_bytes = 512, padding = 64;
+  static u32 place(int) { return threadIdx.x % 16 * 16; }
+  static void load(u32 (&r)[2], u32 address) { load_transposed(r, address); }
+  template <int N>
+  static void fetch(u32 (&r)[N], const void* operand) {
+    must_be_whole(operand, N * 4);
+    std::memcpy(r, static_cast<const u32*>(operand) + threadIdx.x % 32 * N, N * 4);
+  }
+  static u32 negate(u32 a) { return a ^ 0x80008000u; }
+  static void store(void* y, long long at, float a, float b) { static_cast<u32*>(y)[at / 2] = pack(a, b); }
 
   static float half(u32 v, int i) { return value(u16(i ? v >> 16 : v)); }
   static u32 pack(float low, float high) { return round(low) | u32(round(high)) << 16; }
@@ -113,13 +130,12 @@ inline void must_be_inside(u32 address) {
   if (address % 16 || address + 16 > emulation::shared_bytes) emulation::fail("a misaligned or wrong address in shared memory");
 }
 
-template <int N>
-inline void load_transposed(u32 (&r)[N], u32 address) {
+inline void load_transposed(u32 (&r)[2], u32 address) {
   const int lane = threadIdx.x % emulation::kWarp, turn = emulation::turn();
   emulation::Exchange& e = emulation::exchange();
   e.address[turn][lane] = address;
-  emulation::switch_to_scheduler(emulation::warp_instruction, 2000 + N);
-  for (int m = 0; m < N; ++m) {
+  emulation::switch_to_scheduler(emulation::warp_instruction, 2000);
+  for (int m = 0; m < 2; ++m) {
     u16 v[2];
     for (int i = 0; i < 2; ++i) {
       const u32 from = e.address[turn][m * 8 + lane % 4 * 2 + i];

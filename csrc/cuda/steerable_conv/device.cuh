@@ -14,12 +14,37 @@ namespace equiconv {
 using u16 = unsigned short;
 using u32 = unsigned;
 
-// Numbers of 16 bits, two in a u32. `mma` is volatile: it keeps the order that is written, which bounds the registers.
+// Of two 8x8 matrices of 16-bit numbers in shared memory whose rows the lanes point at: thread i gets, of matrix m, rows
+// 2 (i % 4) and 2 (i % 4) + 1 of column i / 4.
+EQ_DEVICE void load_transposed(u32 (&r)[2], u32 address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1},[%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(address));
+}
+
+// Numbers of 16 bits, two in a Pair. `mma` is volatile: it keeps the order that is written, which bounds the registers.
+//   place     what each lane adds to the address in `load`, given the bytes from 16 bytes of copies to the next 16
+//   load      of 16 columns of 16 bytes: b of a product, 16 columns x 8 copies
+//   fetch     the lane's numbers of an operand, or of half an operand
 //   mma       c (16x8, float) += a (16x16) * b (16x8)
 //   mma_half  the same with the first 8 columns of a and rows of b only
 //   add       by fma, which is exact for a factor of one, and exists from sm_80 on
 #define EQUICONV_NUMBER(Name, type, one, minus_one)                                                                 \
   struct Name {                                                                                                     \
+    using Pair = u32;                                                                                               \
+    static constexpr int bytes = 2, operand_bytes = 512, padding = 64; /* of sheets, against bank conflicts */      \
+    EQ_DEVICE static u32 place(int) { return threadIdx.x % 16 * 16; }                                               \
+    EQ_DEVICE static void load(u32 (&r)[2], u32 address) { load_transposed(r, address); }                           \
+    EQ_DEVICE static void fetch(u32 (&r)[4], const void* operand) {                                                 \
+      const uint4 v = static_cast<const uint4*>(operand)[threadIdx.x % 32];                                         \
+      r[0] = v.x, r[1] = v.y, r[2] = v.z, r[3] = v.w;                                                               \
+    }                                                                                                               \
+    EQ_DEVICE static void fetch(u32 (&r)[2], const void* half) {                                                    \
+      const uint2 v = static_cast<const uint2*>(half)[threadIdx.x % 32];                                            \
+      r[0] = v.x, r[1] = v.y;                                                                                       \
+    }                                                                                                               \
+    EQ_DEVICE static u32 negate(u32 a) { return a ^ 0x80008000u; }                                                  \
+    EQ_DEVICE static void store(void* y, long long at, float a, float b) {                                          \
+      reinterpret_cast<u32*>(y)[at / 2] = pack(a, b);                                                               \
+    }                                                                                                               \
     EQ_DEVICE static void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {                                   \
       asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                           \
                    ".f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"                                        \
@@ -66,17 +91,6 @@ EQ_DEVICE float Float16::value(u16 x) {
   return r;
 }
 
-// Of 8x8 matrices of 16-bit numbers in shared memory whose rows the lanes point at: thread i gets, of matrix m, rows
-// 2 (i % 4) and 2 (i % 4) + 1 of column i / 4.
-EQ_DEVICE void load_transposed(u32 (&r)[2], u32 address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1},[%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(address));
-}
-EQ_DEVICE void load_transposed(u32 (&r)[4], u32 address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address));
-}
-
 // 16 bytes, zeros where not valid.
 EQ_DEVICE void copy_async(u32 shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0));
@@ -94,8 +108,6 @@ extern __shared__ __align__(128) unsigned char shared_memory[];
 #endif
 
 namespace equiconv {
-
-EQ_DEVICE u32 negate(u32 a) { return a ^ 0x80008000u; }
 
 // unroll<A, B>(f): f(A), ..., f(B - 1), each index a type, so that tables can be read in constant expressions.
 template <int I>
