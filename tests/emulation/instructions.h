@@ -53,8 +53,13 @@ using u32 = uint32_t;
 alignas(128) inline unsigned char shared_memory[emulation::kSharedBytes];
 
 void load_transposed(u32 (&r)[2], u32 address);
-inline void must_be_whole(const void* p, int bytes) {
-  if (reinterpret_cast<uintptr_t>(p) % bytes) emulation::fail("a misaligned address");
+inline void must_be_inside(u32 address, unsigned bytes = 16) {
+  if (address % bytes || address + bytes > emulation::shared_bytes) emulation::fail("a misaligned or wrong address in shared memory");
+}
+template <int N>
+void load_words(u32 (&r)[N], u32 address) {
+  must_be_inside(address, N * 4);
+  std::memcpy(r, shared_memory + address, N * 4);
 }
 
 template <class Format>
@@ -66,10 +71,7 @@ struct Number : Format {
   static u32 place(int) { return threadIdx.x % 16 * 16; }
   static void load(u32 (&r)[2], u32 address) { load_transposed(r, address); }
   template <int N>
-  static void fetch(u32 (&r)[N], const void* operand) {
-    must_be_whole(operand, N * 4);
-    std::memcpy(r, static_cast<const u32*>(operand) + threadIdx.x % 32 * N, N * 4);
-  }
+  static void fetch(u32 (&r)[N], u32 operand) { load_words(r, operand + threadIdx.x % 32 * N * 4); }
   static u32 negate(u32 a) { return a ^ 0x80008000u; }
   static void store(void* y, long long at, float a, float b) { static_cast<u32*>(y)[at / 2] = pack(a, b); }
 
@@ -125,10 +127,6 @@ struct Float16Format {
 };
 using Bfloat16 = Number<Bfloat16Format>;
 using Float16 = Number<Float16Format>;
-
-inline void must_be_inside(u32 address) {
-  if (address % 16 || address + 16 > emulation::shared_bytes) emulation::fail("a misaligned or wrong address in shared memory");
-}
 
 inline void load_transposed(u32 (&r)[2], u32 address) {
   const int lane = threadIdx.x % emulation::kWarp, turn = emulation::turn();

@@ -20,6 +20,14 @@ EQ_DEVICE void load_transposed(u32 (&r)[2], u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1},[%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(address));
 }
 
+// Volatile: else what several products need would be kept in registers from the first to the last of them.
+EQ_DEVICE void load_words(u32 (&r)[4], u32 address) {
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3},[%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address));
+}
+EQ_DEVICE void load_words(u32 (&r)[2], u32 address) {
+  asm volatile("ld.shared.v2.u32 {%0,%1},[%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(address));
+}
+
 // Numbers of 16 bits, two in a Pair. `mma` is volatile: it keeps the order that is written, which bounds the registers.
 //   place     what each lane adds to the address in `load`, given the bytes from 16 bytes of copies to the next 16
 //   load      of 16 columns of 16 bytes: b of a product, 16 columns x 8 copies
@@ -33,14 +41,8 @@ EQ_DEVICE void load_transposed(u32 (&r)[2], u32 address) {
     static constexpr int bytes = 2, operand_bytes = 512, padding = 64; /* of sheets, against bank conflicts */      \
     EQ_DEVICE static u32 place(int) { return threadIdx.x % 16 * 16; }                                               \
     EQ_DEVICE static void load(u32 (&r)[2], u32 address) { load_transposed(r, address); }                           \
-    EQ_DEVICE static void fetch(u32 (&r)[4], const void* operand) {                                                 \
-      const uint4 v = static_cast<const uint4*>(operand)[threadIdx.x % 32];                                         \
-      r[0] = v.x, r[1] = v.y, r[2] = v.z, r[3] = v.w;                                                               \
-    }                                                                                                               \
-    EQ_DEVICE static void fetch(u32 (&r)[2], const void* half) {                                                    \
-      const uint2 v = static_cast<const uint2*>(half)[threadIdx.x % 32];                                            \
-      r[0] = v.x, r[1] = v.y;                                                                                       \
-    }                                                                                                               \
+    EQ_DEVICE static void fetch(u32 (&r)[4], u32 operand) { load_words(r, operand + threadIdx.x % 32 * 16); }        \
+    EQ_DEVICE static void fetch(u32 (&r)[2], u32 half) { load_words(r, half + threadIdx.x % 32 * 8); }              \
     EQ_DEVICE static u32 negate(u32 a) { return a ^ 0x80008000u; }                                                  \
     EQ_DEVICE static void store(void* y, long long at, float a, float b) {                                          \
       reinterpret_cast<u32*>(y)[at / 2] = pack(a, b);                                                               \

@@ -45,7 +45,7 @@ struct Forward {
   };
 
   template <int SLAB, int PAIRS, int N>
-  EQ_DEVICE static void respond(Responses<PAIRS, N>& r, const Lines<N>& lines, const unsigned char* toeplitz) {
+  EQ_DEVICE static void respond(Responses<PAIRS, N>& r, const Lines<N>& lines, u32 toeplitz) {
     unroll<T::slabs[SLAB].fragments.first, T::slabs[SLAB].fragments.last>([&](auto index) EQ_INLINE {
       constexpr Fragment f = T::fragments[decltype(index)::value];
       Pair t[f.full ? 4 : 2];
@@ -64,7 +64,7 @@ struct Forward {
 
   // Responses of N components to the harmonics of a group. Where all of them read the same lines, those are loaded before.
   template <int G, int PAIRS, int N>
-  EQ_DEVICE static void respond_all(Responses<PAIRS, N>& r, Lines<N>& lines, u32 at, const unsigned char* toeplitz) {
+  EQ_DEVICE static void respond_all(Responses<PAIRS, N>& r, Lines<N>& lines, u32 at, u32 toeplitz) {
     unroll<T::groups[G].slabs.first, T::groups[G].slabs.last>([&](auto slab) EQ_INLINE {
       if constexpr (!S::one_slab) Input::template load<decltype(slab)::value>(lines.of, at, Input::component);
       respond<decltype(slab)::value>(r, lines, toeplitz);
@@ -78,7 +78,7 @@ struct Forward {
   }
 
   template <int M, int STEP, class C>
-  EQ_DEVICE static void mix(float (&acc)[S::n_tiles][4], const C& combined, const unsigned char* weights) {
+  EQ_DEVICE static void mix(float (&acc)[S::n_tiles][4], const C& combined, u32 weights) {
     static constexpr Step s = T::steps[STEP];
     static constexpr Irrep out = T::out[s.out];
     constexpr int first = S::operand(M, STEP);
@@ -119,8 +119,8 @@ struct Forward {
 
   // 8 copies of an input irrep, staged at `at`: their part of the sum.
   template <int M>
-  EQ_DEVICE static void add_chunk(float (&acc)[S::n_tiles][4], u32 at, const unsigned char* toeplitz,
-                                  const unsigned char* weights) {
+  EQ_DEVICE static void add_chunk(float (&acc)[S::n_tiles][4], u32 at, u32 toeplitz,
+                                  u32 weights) {
     constexpr int kept = kept_components<T, M>;
     Lines<kept> lines;
     if constexpr (S::one_slab) Input::template load<0>(lines.of, at, Input::component);
@@ -173,7 +173,7 @@ struct Forward {
         }
         constexpr int first = S::operand_base(m), per_chunk = S::operands(m);
         add_chunk<m>(acc, base + buffer * stage + chunk % chunks_staged * (8 / Input::unit) * Input::sheet + mine,
-                     shared_memory + toeplitz_at, shared_memory + weights_at + (first + chunk * per_chunk) * Number::operand_bytes);
+                     base + toeplitz_at, base + weights_at + (first + chunk * per_chunk) * Number::operand_bytes);
         if (chunk % chunks_staged == chunks_staged - 1 || chunk + 1 == chunks) {
           __syncthreads();
           buffer ^= 1;

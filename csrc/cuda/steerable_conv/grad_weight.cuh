@@ -87,7 +87,7 @@ struct GradWeight {
   };
 
   template <int G, int B, class R>
-  EQ_DEVICE static void respond(R& r, u32 at, const unsigned char* toeplitz) {
+  EQ_DEVICE static void respond(R& r, u32 at, u32 toeplitz) {
     unroll<T::groups[G].slabs.first, T::groups[G].slabs.last>([&](auto slab) EQ_INLINE {
       static constexpr Slab s = T::slabs[decltype(slab)::value];
       Pair lines[2][S::rows][2];  // of 2 x 8 copies
@@ -183,7 +183,7 @@ struct GradWeight {
             Combined<T, M, g, Responses<2 * T::groups[g].pairs, kept>, 8> combined;
             unroll<0, size>([&](auto b) EQ_INLINE {
               respond<g, (combined.one_by_one ? 0 : decltype(b)::value)>(
-                  combined.u, x_at + buffer * stage + b * Input::component, shared_memory + toeplitz_at);
+                  combined.u, x_at + buffer * stage + b * Input::component, base + toeplitz_at);
               if constexpr (combined.one_by_one) combined.template add<decltype(b)::value>();
             });
             unroll<T::steps_of[M][g].first, T::steps_of[M][g].last>([&](auto step) EQ_INLINE {
