@@ -34,7 +34,7 @@ FOLDER = ROOT / "csrc/cuda/steerable_conv"
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 needs_gpp = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
-BF16, F16 = torch.bfloat16, torch.float16
+BF16, F16, TF32 = torch.bfloat16, torch.float16, torch.float32  # as the kernels take float32
 HEIGHTS = (32, 1)  # of images: there are kernels for small ones
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}  # bytes of a block
 
@@ -102,10 +102,10 @@ def compare(call, dtype, **options):
     exact = [None if t is None else t.double() for t in tensors]
     y = call.dense(*exact)
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(call.seed + 1)).to(dtype)
-    dense = call.convolve(exact[0], rounded(filter_of(call, exact[1]), dtype), exact[2])
+    dense = call.convolve(rounded(exact[0], dtype), rounded(filter_of(call, exact[1]), dtype), exact[2])
     got = results(fused(call), tensors, grad)
     assert got[0].dtype == dtype and is_channels_last(got[0]) == is_channels_last(tensors[0])
-    return got, results(call.dense, exact, grad), [rounded(dense, dtype)], [y]
+    return got, results(call.dense, exact, grad), [dense.to(dtype).to(dense.dtype)], [y]
 
 
 def filter_of(call, weights):
@@ -113,29 +113,34 @@ def filter_of(call, weights):
 
 
 def rounded(tensor, dtype):
-    return tensor.to(dtype).to(tensor.dtype)
+    """As tensor cores take numbers of that dtype."""
+    return torch.from_numpy(irreps.round_to(tensor.double().numpy(), dtype)).to(tensor.dtype)
 
 
 def structures_of(call, dtype=BF16, shared_bytes=SHARED["sm_90"]):
-    """{kind: Structures} of the kernels of a layer, forward, adjoint and gradient; {kind: Tile} of the first two."""
-    sides, found, tiles = irreps.sides_of(call.plan), {}, {}
+    """{kind: (Tile or, for the gradient, buffers; Structures)} of the kernels of a layer."""
+    sides, found = irreps.sides_of(call.plan), {}
     stride = call.options.get("stride", 1)
     for name, adjoint in (("forward", False), ("adjoint", True)):
         layer = irreps.IrrepLayer(call.plan, call.kernel, sides, adjoint, dtype, stride)
         harmonics = structure.Harmonics(layer, structure.FORWARD_SUMS)
-        tiles[name], found[name] = structure.forward_structures(layer, harmonics, shared_bytes)
+        found[name] = structure.forward_structures(layer, harmonics, shared_bytes)
         if not adjoint:
             harmonics = structure.Harmonics(layer, structure.GRADIENT_SUMS)
             found["gradient"] = structure.gradient_structures(layer, harmonics, shared_bytes)
-    return found, tiles
+    return found
 
 
 def sources_of(call, dtype=BF16, shared_bytes=SHARED["sm_90"]):
     """The C++ texts of those kernels."""
-    number, (found, tiles) = NUMBERS[dtype], structures_of(call, dtype, shared_bytes)
-    texts = [s.forward_source(number, structure.tile_for(tiles[kind], height))
-             for kind in tiles for s in found[kind] for height in HEIGHTS]
-    return list(dict.fromkeys([*texts, *(s.gradient_source(number) for s in found["gradient"])]))
+    texts, number = [], NUMBERS[dtype]
+    for kind, (option, structures) in structures_of(call, dtype, shared_bytes).items():
+        if kind == "gradient":
+            texts += [s.gradient_source(number, option) for s in structures]
+        else:
+            tiles = dict.fromkeys(structure.tile_for(option, height) for height in HEIGHTS)
+            texts += [s.forward_source(number, tile) for s in structures for tile in tiles]
+    return texts
 
 
 # ---- values and gradients, emulated ----
@@ -158,7 +163,7 @@ def test_emulated_options(gpu):
     assert_as_good_as_dense(call.with_(options={"padding": 2, "padding_mode": "reflect"}), BF16)
     y, *gradients = results(fused(call), inputs(call.with_(batch=0), BF16))
     assert y.shape == (0, call.plan.out_channels, 9, 8) and not any(g.any() for g in gradients)
-    assert set(gpu.launched) == {"equiconv_change_channels", "equiconv_pack_weights", "equiconv_forward",
+    assert set(gpu.launched) == {"equiconv_pack_channels", "equiconv_unpack_channels", "equiconv_pack_weights", "equiconv_forward",
                                  "equiconv_grad_weight", "equiconv_reduce", "equiconv_unpack_gradient"}
 
 
@@ -173,6 +178,13 @@ def test_small_images(gpu, size):
 @pytest.mark.slow
 def test_float16(gpu):
     assert_as_good_as_dense(small_call(), F16)
+
+
+@needs_gpp
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["c4_interleaved", "d4_quotient", "so3_irreps", "c4_stride2"])
+def test_tf32(gpu, name):
+    assert_as_good_as_dense(Call.of(CASES[name]), TF32, draws=4)
 
 
 def small_call():
@@ -302,8 +314,8 @@ def test_harmonics_lose_little_when_rounded(k, dtype):
 
 @pytest.mark.parametrize("name,k,forward,gradient", [("C8", 5, 1, 1), ("D8", 5, 1, 1), ("C16", 5, 3, 5)])
 def test_number_of_kernels(name, k, forward, gradient):
-    found, _ = structures_of(layer_of(name, k))
-    assert [len(found[kind]) for kind in ("forward", "adjoint", "gradient")] == [forward, forward, gradient]
+    found = structures_of(layer_of(name, k))
+    assert [len(found[kind][1]) for kind in ("forward", "adjoint", "gradient")] == [forward, forward, gradient]
 
 
 def test_complex_types_share_their_z():
@@ -323,7 +335,7 @@ def test_sparse_map():
 # ---- what it cannot do ----
 
 @pytest.mark.parametrize("changes,dtype,reason", [
-    ({}, torch.float32, "bfloat16 and float16"), ({"up": True}, BF16, "transposed"),
+    ({}, torch.float64, "bfloat16, float16 and TF32"), ({"up": True}, BF16, "transposed"),
     ({"stride": (2, 1)}, BF16, r"the same along every axis, not \(2, 1\)"), ({"dilation": (1, 2)}, BF16, "a dilation of 1"),
     ({"groups": 2}, BF16, "groups"), ({}, BF16, "needs a CUDA device, not 'cpu'")])
 def test_reasons(changes, dtype, reason):
@@ -355,7 +367,7 @@ def test_a_layer_that_is_too_wide(monkeypatch, tmp_path, kilobytes, reason):
 
 
 @pytest.mark.parametrize("changes,message", [
-    ({"x": torch.zeros(1, 4, 5, 5)}, "x must be bfloat16 or float16, got torch.float32"),
+    ({"x": torch.zeros(1, 10, 5, 5).double()}, "x must be bfloat16, float16 or float32, got torch.float64"),
     ({"x": torch.zeros(1, 3, 5, 5, dtype=BF16)}, r"x must have shape \[B, 10, \*size\] .* got \(1, 3, 5, 5\)"),
     ({"stride": 3}, r"stride must be 1 or 2, .* got \(3, 3\)"),
     ({"weights": torch.zeros(3)}, "weights must be "),

@@ -112,7 +112,8 @@ def test_launches():
         fused(call)(*tensors)
         torch.cuda.synchronize()
     kernels = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    assert sorted(kernels) == ["equiconv_change_channels"] * 2 + ["equiconv_forward", "equiconv_pack_weights"]
+    assert sorted(kernels) == ["equiconv_forward", "equiconv_pack_channels", "equiconv_pack_weights",
+                               "equiconv_unpack_channels"]
 
 
 def test_compile():

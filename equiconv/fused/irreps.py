@@ -122,6 +122,14 @@ class IrrepLayer:
         self.mixing = Mixing(*map(np.concatenate, zip(*rows)))
 
 
+def round_to(values, dtype):
+    """An array of float64, rounded as the kernels round to a torch.dtype: float32 stands for TF32."""
+    if dtype != torch.float32:
+        return torch.from_numpy(values).to(dtype).double().numpy()
+    bits = values.astype(np.float32).view(np.int32)
+    return ((bits + 0x1000) & ~0x1fff).view(np.float32).astype(np.float64)
+
+
 def sides_of(plan):
     """(Side of the input, Side of the output) of a FilterPlan."""
     pairs = [pair for pair in plan.pairs if pair.paths]
@@ -154,7 +162,7 @@ def _exact_scales(harmonics, dtype):
     A harmonic has few different values: there are factors that make all of them nearly exact.
     """
     def error(values):  # [R, scales]
-        rounded = torch.from_numpy(values).to(dtype).double().numpy()
+        rounded = round_to(values, dtype)
         return np.square(rounded - values).sum(-1) / np.square(values).sum(-1)
 
     return SCALES[np.argmin(error(harmonics.reshape(len(harmonics), 1, -1) * SCALES[:, None]), axis=1)]

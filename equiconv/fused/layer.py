@@ -8,7 +8,7 @@ import torch
 
 from ..formats import dense, is_channels_last
 from . import compiler, launch, packing
-from .irreps import IrrepLayer, Unsupported, sides_of
+from .irreps import IrrepLayer, Unsupported, round_to, sides_of
 from .structure import (
     FORWARD_SUMS,
     GRADIENT_SUMS,
@@ -20,15 +20,16 @@ from .structure import (
     tile_for,
 )
 
-NUMBERS = {torch.bfloat16: "Bfloat16", torch.float16: "Float16"}  # in csrc/cuda/steerable_conv/device.cuh
+NUMBERS = {torch.bfloat16: "Bfloat16", torch.float16: "Float16", torch.float32: "Tf32"}  # of device.cuh
 STRIDES = (1, 2)
-MAP_THREADS, PIXELS_OF_MAP, MAP_PITCH = 256, 32, 34               # of maps.cuh
+MAP_THREADS, PIXELS_OF_MAP = 256, 32  # of maps.cuh
 BLOCKS_PER_PROCESSOR = 2                                          # that the gradient's grid is made for
 
 
 def maps_source(number):
     """C++ of the kernels around the fused ones: see maps.cuh."""
-    kernels = {"change_channels": ("ChangeChannelsParams", f"ChangeChannels<{number}>::run"),
+    kernels = {"pack_channels": ("ChangeChannelsParams", f"ChangeChannels<{number}>::run"),
+               "unpack_channels": ("ChangeChannelsParams", f"ChangeChannels<{number}::Result>::run"),
                "pack_weights": ("MapParams", f"map_numbers<{number}>"),
                "unpack_gradient": ("MapParams", "map_numbers<Float32>"), "reduce": ("ReduceParams", "reduce")}
     text = "".join(f'extern "C" __global__ void __launch_bounds__({MAP_THREADS}) equiconv_{name}(const {params} p) '
@@ -56,7 +57,7 @@ class _Terms:
 class _Kernel:
     """A Structure, its C++, the map between its operands or tiles and the layer's weights, and its harmonics."""
     structure: Structure
-    source: object  # a function, of the Tile where there is a choice
+    source: object  # a function of the Tile, or of the buffers
     terms: _Terms
     toeplitz: torch.Tensor
 
@@ -74,17 +75,18 @@ class _Direction:
         self.forward = self._kernels(structures, harmonics, number, Structure.forward_source, packing.weight_map)
         if not adjoint:
             harmonics = Harmonics(irreps, GRADIENT_SUMS)
-            structures = gradient_structures(irreps, harmonics, shared_bytes)
+            self.buffers, structures = gradient_structures(irreps, harmonics, shared_bytes)
             self.gradient = self._kernels(structures, harmonics, number, Structure.gradient_source, packing.gradient_map)
 
     def _kernels(self, structures, harmonics, number, source, map_of):
-        toeplitz = torch.from_numpy(packing.toeplitz(harmonics)).to(self._device, self._dtype)
+        toeplitz = round_to(packing.toeplitz(harmonics, self._dtype.itemsize), self._dtype)
+        toeplitz = torch.from_numpy(toeplitz).to(self._device, self._dtype)
         return [_Kernel(s, cache(partial(source, s, number)), _Terms.of(map_of(s, self._weights), self._device), toeplitz)
                 for s in structures]
 
 
 class FusedLayer:
-    """A FilterPlan on a device, in bfloat16 or float16. Raises Unsupported for what the kernels cannot compute.
+    """A FilterPlan on a device, in bfloat16, float16 or (of float32) TF32. Raises Unsupported for what the kernels cannot compute.
 
     Sizes and paddings are of two axes or of three.
     """
@@ -98,7 +100,7 @@ class FusedLayer:
         self._channels = [side.channels for side in sides]
         self._to_packed = [_Terms.of(packing.SparseMap.of_matrix(side.to_packed), device) for side in sides]
         self._from_packed = [_Terms.of(packing.SparseMap.of_matrix(side.to_packed.T), device) for side in sides]
-        if max(map(_map_bytes, self._to_packed)) > launch.device_of(device).shared_bytes:
+        if max(map(self._map_bytes, self._to_packed)) > launch.device_of(device).shared_bytes:
             raise Unsupported("its channels need more shared memory than there is")
         self._directions = [_Direction(plan, kernel, sides, adjoint, device, dtype, stride)
                             for adjoint in (False, True)]
@@ -107,7 +109,7 @@ class FusedLayer:
         """The irreps [B, *size, packed channels] of an input or output [B, channels, *size]."""
         tensor, terms = dense(tensor), self._to_packed[of_output]
         packed = tensor.new_empty((len(tensor), *tensor.shape[2:], terms.shape[0]))
-        self._change_channels(tensor, _strides(tensor), packed, _packed_strides(packed), terms, None)
+        self._change_channels("pack", tensor, _strides(tensor), packed, _packed_strides(packed), terms, None)
         return packed
 
     def convolve(self, source, weights, bias, adjoint, padding, target_size, memory_format):
@@ -132,7 +134,8 @@ class FusedLayer:
                                           result.data_ptr(), self._channels[side], image)
             self._launch(kernel.source(tile=tile), "equiconv_forward", (_tiles(source, image), 1),
                          32 * tile.planes * tile.rows, kernel.structure.forward_bytes(tile), params)
-        self._change_channels(result, _packed_strides(result), target, _strides(target), self._from_packed[side], bias)
+        self._change_channels("unpack", result, _packed_strides(result), target, _strides(target),
+                              self._from_packed[side], bias)
         return target
 
     def weight_gradient(self, x, gradient, padding):
@@ -153,33 +156,33 @@ class FusedLayer:
         partials = torch.empty((splits * structure.row_warps, numbers), dtype=torch.float32, device=self.device)
         params = launch.GradWeightParams(x.data_ptr(), gradient.data_ptr(), kernel.toeplitz.data_ptr(),
                                          partials.data_ptr(), self._channels[1], tiles, image)
-        self._launch(kernel.source(), "equiconv_grad_weight", (splits, structure.jobs), structure.gradient_threads,
-                     structure.gradient_bytes, params)
+        buffers = self._directions[False].buffers
+        self._launch(kernel.source(buffers=buffers), "equiconv_grad_weight", (splits, structure.jobs),
+                     structure.gradient_threads, structure.gradient_bytes(buffers), params)
         total = torch.empty(numbers, dtype=torch.float32, device=self.device)
         params = launch.ReduceParams(partials.data_ptr(), total.data_ptr(), len(partials), numbers // 4)
         self._launch(self._maps, "equiconv_reduce", (ceil(numbers / 4 / MAP_THREADS), 1), MAP_THREADS, 0, params)
         return self._map("unpack_gradient", kernel.terms, total, torch.float32)
 
-    def _change_channels(self, source, source_strides, target, target_strides, terms, bias):
+    def _change_channels(self, name, source, source_strides, target, target_strides, terms, bias):
         if target.numel() == 0:
             return
         pixels = target.numel() // (len(target) * terms.shape[0])
         params = launch.ChangeChannelsParams(source.data_ptr(), target.data_ptr(), terms.struct,
                                              None if bias is None else bias.data_ptr(), source_strides, target_strides,
                                              pixels)
-        self._launch(self._maps, "equiconv_change_channels", (len(source) * ceil(pixels / PIXELS_OF_MAP), 1),
-                     MAP_THREADS, _map_bytes(terms), params)
+        self._launch(self._maps, f"equiconv_{name}_channels", (len(source) * ceil(pixels / PIXELS_OF_MAP), 1),
+                     MAP_THREADS, self._map_bytes(terms), params)
+
+    def _map_bytes(self, terms):
+        """Of shared memory, for changing channels."""
+        return (PIXELS_OF_MAP * self.dtype.itemsize + 4) * sum(terms.shape)
 
     def _map(self, name, terms, numbers, dtype):
         result = torch.empty(terms.shape[0], dtype=dtype, device=self.device)
         params = launch.MapParams(numbers.data_ptr(), result.data_ptr(), terms.struct)
         self._launch(self._maps, f"equiconv_{name}", (ceil(terms.shape[0] / MAP_THREADS), 1), MAP_THREADS, 0, params)
         return result
-
-
-def _map_bytes(terms):
-    """Of shared memory, for changing channels."""
-    return 2 * MAP_PITCH * sum(terms.shape)
 
 
 def _image(size, target_size, padding, tile):
@@ -229,7 +232,9 @@ def fused_unavailable_reason(plan, geometry, device, dtype):
     geometry  layout.Geometry of the layer's forward pass
     """
     if dtype not in NUMBERS:
-        return f"it computes in bfloat16 and float16, not in {dtype}"
+        return f"it computes in bfloat16, float16 and TF32, not in {dtype}"
+    if dtype == torch.float32 and not torch.backends.cudnn.allow_tf32:
+        return "it computes in TF32, which torch.backends.cudnn.allow_tf32 does not allow"
     if geometry.up:
         return "transposed convolutions are not implemented"
     if geometry.stride[0] not in STRIDES or len(set(geometry.stride)) != 1:

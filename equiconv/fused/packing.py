@@ -1,21 +1,24 @@
 """The numbers that the fused kernels multiply by, in the order in which tensor cores take them."""
 import numpy as np
 
+from .structure import LANES_OF_OPERAND
 
-def toeplitz(harmonics):
-    """Operands of the fragments, one after another: [lane, harmonic, half of the columns, number] each.
 
-    The product of such a Toeplitz matrix with 16 columns gives 8 pixels.
+def toeplitz(harmonics, size):
+    """The operands of the fragments, one after another, for numbers of `size` bytes.
+
+    The product of such a Toeplitz matrix with 16 columns gives 8 pixels. The order is that of Number::fetch_a of
+    device.cuh or, of a single harmonic, Number::fetch.
     """
     lane, stride, taps, operands = np.arange(32), harmonics.stride, harmonics.taps, []
     for pair, plane, row, phase in harmonics.of_fragment:
-        operand = np.zeros((32, len(pair), 2, 2))
-        for h, half, number in np.ndindex(operand.shape[1:]):
+        operand = np.zeros((32, 2, len(pair), 2))  # lane, half of the columns, harmonic, number
+        for half, h, number in np.ndindex(operand.shape[1:]):
             taps_of_row = harmonics.values[pair[h], harmonics.depth_taps // 2 + plane, taps // 2 + row]
             tap = stride * (2 * (lane % 4) + number + 8 * half - lane // 4) + phase
             inside = (tap >= 0) & (tap < taps)
-            operand[:, h, half, number] = np.where(inside, taps_of_row[np.clip(tap, 0, taps - 1)], 0)
-        operands.append(operand.ravel())
+            operand[:, half, h, number] = np.where(inside, taps_of_row[np.clip(tap, 0, taps - 1)], 0)
+        operands.append((operand.transpose(1, 0, 3, 2) if size == 4 and len(pair) == 2 else operand).ravel())
     return np.concatenate(operands)
 
 
@@ -54,17 +57,20 @@ def _of_structure(structure):
 
 
 def weight_map(structure, weights):
-    """SparseMap from the layer's weights to the operands [n_operands, lane, register, half] of the forward kernel."""
+    """SparseMap from the layer's weights to the operands [n_operands, lane, 8 copies, z, number] of the forward kernel."""
     to, index, values = [], [], []
+    places = np.arange(LANES_OF_OPERAND)  # of [lane, 8 copies, z, number]
+    if structure.layer.dtype.itemsize == 4:  # [8 copies, lane, z, number], as Number::fetch takes them
+        places = places.reshape(2, 32, 4).swapaxes(0, 1).ravel()
     for rows, copy, step, which in _of_structure(structure):
         m, at = rows.source, rows.source_copy
         operand = structure.operand_base[m] + at // 8 * np.array(structure.operands)[m] + structure.operand[step]
         operand += copy // 16
         lane, register = copy % 8 * 4 + at % 8 // 2, copy // 8 % 2 * 2 + which
-        to.append(((operand * 32 + lane) * 4 + register) * 2 + at % 2)
+        to.append(operand * LANES_OF_OPERAND + places[(lane * 4 + register) * 2 + at % 2])
         index.append(rows.weight)
         values.append(rows.scale)
-    shape = (int(structure.operand_base[-1]) * 256, weights)
+    shape = (int(structure.operand_base[-1]) * LANES_OF_OPERAND, weights)
     return SparseMap(*map(np.concatenate, (to, index, values)), shape)
 
 

@@ -21,13 +21,13 @@ FORWARD_CHANNELS = 256   # their accumulators are half of a thread's registers
 GRADIENT_WARPS = 8
 GRADIENT_TILES = 24      # accumulators of a warp: 96 registers
 LANES_OF_OPERAND = 256   # numbers of 16 x 16
-PADDING = {2: 64}        # bytes after the sheets of copies, for numbers of that many bytes
+PADDING = {2: 64, 4: 16}  # bytes after the sheets of copies, for numbers of that many bytes
 
 # What a block of the forward kernel computes: warps along the depth, along the height (each of 2 rows of 8 pixels), and
-# the copies that are staged at a time. The first ones are preferred where they do not need more kernels.
-Tile = namedtuple("Tile", "planes rows copies")
-TILES = {2: (Tile(1, 8, 16), Tile(1, 8, 8), Tile(1, 4, 8)),
-         3: (Tile(4, 2, 16), Tile(4, 2, 8), Tile(2, 2, 8), Tile(1, 2, 8))}
+# the copies that are staged at a time, and whether the next ones travel meanwhile. The first ones are preferred where they do not need more kernels.
+Tile = namedtuple("Tile", "planes rows copies buffers")
+TILES = {2: (Tile(1, 8, 16, 2), Tile(1, 8, 8, 2), Tile(1, 4, 8, 2)),
+         3: (Tile(4, 2, 16, 2), Tile(4, 2, 8, 2), Tile(2, 2, 8, 2), Tile(2, 2, 8, 1))}
 
 
 def check_kernel(kernel):
@@ -271,12 +271,11 @@ class Structure:
     def forward_bytes(self, tile):
         """Of shared memory."""
         stage = self._staged(tile.planes, 2 * tile.rows, tile.copies)
-        return 2 * stage + self._toeplitz_bytes + self._bytes * LANES_OF_OPERAND * int(self.operand_base[-1])
+        return tile.buffers * stage + self._toeplitz_bytes + self._bytes * LANES_OF_OPERAND * int(self.operand_base[-1])
 
-    @property
-    def gradient_bytes(self):
+    def gradient_bytes(self, buffers):
         gradient = self.channels * self._bytes // 16 * (16 * self.row_warps + 1) * 16
-        return 2 * (self._staged(1, 2 * self.row_warps, 16) + gradient) + self._toeplitz_bytes
+        return buffers * (self._staged(1, 2 * self.row_warps, 16) + gradient) + self._toeplitz_bytes
 
     @property
     def _bytes(self):
@@ -298,13 +297,13 @@ class Structure:
 
     def forward_source(self, number, tile):
         """C++ of the kernel equiconv_forward for a number format of device.cuh."""
-        kernel = f"Forward<Layer, {number}, {tile.planes}, {tile.rows}, {tile.copies}>"
+        kernel = f"Forward<Layer, {number}, {tile.planes}, {tile.rows}, {tile.copies}, {tile.buffers}>"
         return self._source("forward", kernel, self.forward_bytes(tile), "run")
 
-    def gradient_source(self, number):
+    def gradient_source(self, number, buffers):
         """C++ of the kernel equiconv_grad_weight."""
-        kernel = f"GradWeight<Layer, {number}, {self.row_warps}>"
-        return self._source("grad_weight", kernel, self.gradient_bytes, "start")
+        kernel = f"GradWeight<Layer, {number}, {self.row_warps}, {buffers}>"
+        return self._source("grad_weight", kernel, self.gradient_bytes(buffers), "start")
 
     def _source(self, name, kernel, shared_bytes, function):
         params = "".join(part.capitalize() for part in name.split("_")) + "Params"
@@ -356,27 +355,30 @@ def tile_for(tile, height):
 
 def forward_structures(layer, harmonics, shared_bytes):
     """(Tile, Structures for the forward kernel): as few as fit into that much shared memory of a block."""
-    found, problem = None, None
-    for tile in TILES[layer.harmonics.ndim - 1]:
-        def fits(s, tile=tile):
-            return s.channels <= FORWARD_CHANNELS and s.forward_bytes(tile) <= shared_bytes
-        try:
-            structures = _slices(layer, harmonics, fits)
-        except Unsupported as reason:
-            problem = problem or reason
-            continue
-        if found is None or len(structures) < len(found[1]):
-            found = tile, structures
-        if len(structures) == 1:
-            break
-    if found is None:
-        raise problem
-    return found
+    return _fewest(layer, harmonics, TILES[layer.harmonics.ndim - 1], lambda s, tile: (
+        s.channels <= FORWARD_CHANNELS and s.forward_bytes(tile) <= shared_bytes))
 
 
 def gradient_structures(layer, harmonics, shared_bytes):
-    """Structures for the gradient of the weights, as few as fit."""
-    return _slices(layer, harmonics, lambda s: s.max_tiles <= GRADIENT_TILES and s.gradient_bytes <= shared_bytes)
+    """The same for the gradient of the weights, of (whether the next pixels travel meanwhile: 2 buffers or 1, ...)."""
+    return _fewest(layer, harmonics, (2, 1), lambda s, buffers: (
+        s.max_tiles <= GRADIENT_TILES and s.gradient_bytes(buffers) <= shared_bytes))
+
+
+def _fewest(layer, harmonics, options, fits):
+    """(option, Structures that fit with it): the first option of those with which they are fewest."""
+    found, problem = [], None
+    for option in options:
+        try:
+            found.append((option, _slices(layer, harmonics, lambda s, option=option: fits(s, option))))
+        except Unsupported as reason:
+            problem = problem or reason
+            continue
+        if len(found[-1][1]) == 1:
+            break
+    if not found:
+        raise problem
+    return min(found, key=lambda one: len(one[1]))
 
 
 def _slices(layer, harmonics, fits):

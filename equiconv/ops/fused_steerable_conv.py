@@ -130,8 +130,9 @@ _bwd = library.define(
 def fused_steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, padding=0, padding_mode="zeros"):
     """A steerable convolution in one kernel between the irreps of the input and those of the output.
 
-    x             [B, plan.in_channels, *size], two sizes or three, bfloat16 or float16, in either memory format
-    weights       [plan.weights], float32 or x's dtype; rounded to x's dtype where they are multiplied with
+    x             [B, plan.in_channels, *size], two sizes or three, in either memory format: bfloat16, float16, or float32,
+                  which is rounded to TF32
+    weights       [plan.weights], float32 or x's dtype; rounded like x where they are multiplied with
     plan          layout.FilterPlan
     kernel_size   (k, k) or (k, k, k), odd
     bias          [plan.out_channels] or None
@@ -157,7 +158,7 @@ def fused_steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, 
 
 def _check(x, weights, plan, kernel_size, bias, stride, padding):
     if x.dtype not in NUMBERS:
-        raise ValueError(f"fused_steerable_conv: x must be bfloat16 or float16, got {x.dtype}")
+        raise ValueError(f"fused_steerable_conv: x must be bfloat16, float16 or float32, got {x.dtype}")
     if len(kernel_size) not in (2, 3) or prod(kernel_size) != plan.taps:
         raise ValueError(f"fused_steerable_conv: kernel_size must be two or three numbers whose product is {plan.taps}, "
                          f"got {tuple(kernel_size)}")

@@ -23,14 +23,14 @@ struct ForwardParams {
   Image image;
 };
 
-// WARP_PLANES x WARP_ROWS warps; COPIES, 8 or 16, are staged at a time.
-template <class T, class Number, int WARP_PLANES, int WARP_ROWS, int COPIES>
+// WARP_PLANES x WARP_ROWS warps; COPIES, 8 or 16, are staged at a time, in one or two BUFFERS.
+template <class T, class Number, int WARP_PLANES, int WARP_ROWS, int COPIES, int BUFFERS>
 struct Forward {
   using S = Structure<T>;
   using Input = Staged<T, Number, WARP_PLANES, 2 * WARP_ROWS, COPIES>;
   using Pair = typename Number::Pair;
   static constexpr int threads = WARP_PLANES * WARP_ROWS * 32, tile_planes = WARP_PLANES, tile_rows = 2 * WARP_ROWS;
-  static constexpr int stage = Input::bytes, toeplitz_at = 2 * stage, chunks_staged = COPIES / 8;
+  static constexpr int stage = Input::bytes, toeplitz_at = BUFFERS * stage, chunks_staged = COPIES / 8;
   static constexpr int weights_at = toeplitz_at + S::harmonics_of_fragments() * Number::operand_bytes / 2;
   static constexpr int shared_bytes = weights_at + S::n_operands * Number::operand_bytes;
 
@@ -48,9 +48,8 @@ struct Forward {
   EQ_DEVICE static void respond(Responses<PAIRS, N>& r, const Lines<N>& lines, u32 toeplitz) {
     unroll<T::slabs[SLAB].fragments.first, T::slabs[SLAB].fragments.last>([&](auto index) EQ_INLINE {
       constexpr Fragment f = T::fragments[decltype(index)::value];
-      Pair t[f.full ? 4 : 2];
-      Number::fetch(t, toeplitz + f.place * (Number::operand_bytes / 2));
-      const Pair operand[4] = {t[0], f.full ? t[2] : Pair{}, t[1], f.full ? t[3] : Pair{}};
+      Pair operand[4];
+      Input::template toeplitz<decltype(index)::value>(operand, toeplitz);
 #pragma unroll
       for (int b = 0; b < N; ++b)
 #pragma unroll
@@ -158,16 +157,18 @@ struct Forward {
     const u32 base = shared_address(shared_memory);
     const u32 mine = Number::place(Input::sheet) + T::stride * (warp_plane * Input::rows + warp_row * 2) * Input::line;
     int buffer = 0;
-    Input::template stage<0>(p.x, im, tile, base, 0, threads);
+    if constexpr (BUFFERS == 2) Input::template stage<0>(p.x, im, tile, base, 0, threads);
     unroll<0, S::n_in>([&](auto input) EQ_INLINE {
       constexpr int m = decltype(input)::value, chunks = T::in[m].copies / 8;
 #pragma unroll 1
       for (int chunk = 0; chunk < chunks; ++chunk) {
         if (chunk % chunks_staged == 0) {
+          const bool more = BUFFERS == 2 && (chunk + chunks_staged < chunks || m + 1 < S::n_in);
           const u32 next = base + (buffer ^ 1) * stage;  // the next copies travel while these are computed
-          if (chunk + chunks_staged < chunks) Input::template stage<m>(p.x, im, tile, next, 8 * chunk + COPIES, threads);
+          if constexpr (BUFFERS == 1) Input::template stage<m>(p.x, im, tile, base, 8 * chunk, threads);
+          else if (chunk + chunks_staged < chunks) Input::template stage<m>(p.x, im, tile, next, 8 * chunk + COPIES, threads);
           else if constexpr (m + 1 < S::n_in) Input::template stage<m + 1>(p.x, im, tile, next, 0, threads);
-          if (chunk + chunks_staged < chunks || m + 1 < S::n_in) wait_copies<1>();
+          if (more) wait_copies<1>();
           else wait_copies<0>();
           __syncthreads();
         }
@@ -176,7 +177,7 @@ struct Forward {
                      base + toeplitz_at, base + weights_at + (first + chunk * per_chunk) * Number::operand_bytes);
         if (chunk % chunks_staged == chunks_staged - 1 || chunk + 1 == chunks) {
           __syncthreads();
-          buffer ^= 1;
+          buffer ^= BUFFERS - 1;
         }
       }
     });

@@ -21,7 +21,7 @@ struct GradWeightParams {
   Image image;
 };
 
-template <class T, class Number, int ROW_WARPS>
+template <class T, class Number, int ROW_WARPS, int BUFFERS>
 struct GradWeight {
   using S = Structure<T>;
   using Input = Staged<T, Number, 1, 2 * ROW_WARPS, 16>;
@@ -31,7 +31,7 @@ struct GradWeight {
   static constexpr int half = 8 / Input::unit * Input::sheet;  // bytes from 8 copies of x to the next 8
   static constexpr int g_sheet = (tile_pixels + 1) * 16;       // bytes: pixels x 16 bytes of channels; + 1 against bank conflicts
   static constexpr int g_block = 8 / Input::unit * g_sheet;    // 8 channels
-  static constexpr int gradient_at = Input::bytes, stage = gradient_at + S::n_tiles * g_block, toeplitz_at = 2 * stage;
+  static constexpr int gradient_at = Input::bytes, stage = gradient_at + S::n_tiles * g_block, toeplitz_at = BUFFERS * stage;
   static constexpr int shared_bytes = toeplitz_at + S::harmonics_of_fragments() * Number::operand_bytes / 2;
 
   // Accumulator tiles (16 input copies x 8 output copies) of an input irrep, in the order of its steps.
@@ -94,16 +94,16 @@ struct GradWeight {
       Input::template load<decltype(slab)::value>(lines, at, half);
       unroll<s.fragments.first, s.fragments.last>([&](auto index) EQ_INLINE {
         constexpr Fragment f = T::fragments[decltype(index)::value];
-        Pair t[f.full ? 4 : 2];
-        Number::fetch(t, toeplitz + f.place * (Number::operand_bytes / 2));
+        Pair t[4];
+        Input::template toeplitz<decltype(index)::value>(t, toeplitz);
 #pragma unroll
         for (int y = 0; y < 2; ++y) {
           Pair first[2], second[2];
           Input::template window<decltype(index)::value>(first, lines[0], y);
           Input::template window<decltype(index)::value>(second, lines[1], y);
           const Pair v[4] = {first[0], second[0], first[1], second[1]};
-          Number::mma(r.u[2 * f.pair][B][y], v, t[0], t[1]);
-          if constexpr (f.full) Number::mma(r.u[2 * f.pair + 1][B][y], v, t[2], t[3]);
+          Number::mma(r.u[2 * f.pair][B][y], v, t[0], t[2]);
+          if constexpr (f.full) Number::mma(r.u[2 * f.pair + 1][B][y], v, t[1], t[3]);
         }
       });
     });
@@ -165,15 +165,13 @@ struct GradWeight {
     const u32 g_at = base + gradient_at + Number::place(g_sheet) + warp_row * 2 * 8 * 16;
     float acc[most][4] = {};
     int buffer = 0;
-    if (blockIdx.x < p.tiles) stage_tile<M>(p, base, blockIdx.x, chunk);
+    if (BUFFERS == 2 && blockIdx.x < p.tiles) stage_tile<M>(p, base, blockIdx.x, chunk);
 #pragma unroll 1
     for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
-      if (tile + gridDim.x < p.tiles) {
-        stage_tile<M>(p, base + (buffer ^ 1) * stage, tile + gridDim.x, chunk);
-        wait_copies<1>();
-      } else {
-        wait_copies<0>();
-      }
+      const int next = BUFFERS == 2 ? tile + gridDim.x : tile;
+      if (next < p.tiles) stage_tile<M>(p, base + (buffer ^ (BUFFERS - 1)) * stage, next, chunk);
+      if (BUFFERS == 2 && next < p.tiles) wait_copies<1>();
+      else wait_copies<0>();
       __syncthreads();
       unroll<0, S::n_groups>([&](auto group) EQ_INLINE {
         constexpr int g = decltype(group)::value;
@@ -193,7 +191,7 @@ struct GradWeight {
           }
       });
       __syncthreads();
-      buffer ^= 1;
+      buffer ^= BUFFERS - 1;
     }
     const long long row = blockIdx.x * ROW_WARPS + warp_row;
     float4* const partial = p.partial + (row * n_tiles + first_tile(M) + chunk * tiles(M)) * 32 + lane;

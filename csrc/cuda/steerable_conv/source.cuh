@@ -58,6 +58,7 @@ struct Staged {
   template <int SLAB, int N>
   EQ_DEVICE static void load(Pair (&v)[N][S::rows][2], u32 at, int step) {
     constexpr Slab s = T::slabs[SLAB];
+    if constexpr (!S::one_slab) forget();
 #pragma unroll
     for (int n = 0; n < N; ++n)
 #pragma unroll
@@ -72,7 +73,21 @@ struct Staged {
       }
   }
 
-  // The same for tap rows +-row, for row y of the two rows of pixels.
+  // The operand of a fragment: its lane's numbers for (harmonic 0, 1; columns 0 .. 7), (0, 1; 8 .. 15).
+  template <int FRAGMENT>
+  EQ_DEVICE static void toeplitz(Pair (&a)[4], u32 table) {
+    constexpr Fragment f = T::fragments[FRAGMENT];
+    const u32 at = table + f.place * (Number::operand_bytes / 2);
+    if constexpr (f.full) {
+      Number::fetch_a(a, at);
+    } else {
+      Pair half[2];
+      Number::fetch(half, at);
+      a[0] = half[0], a[1] = {}, a[2] = half[1], a[3] = {};
+    }
+  }
+
+  // The window of a fragment, tap rows +-row folded, for row y of the two rows of pixels.
   template <int FRAGMENT>
   EQ_DEVICE static void window(Pair (&v)[2], const Pair (&lines)[S::rows][2], int y) {
     constexpr Fragment f = T::fragments[FRAGMENT];
@@ -104,8 +119,7 @@ struct Combined {
         if constexpr (t.component == COMPONENT)
 #pragma unroll
           for (int i = 0; i < COUNT; ++i) sums[z - range.first][i] += t.coefficient * u.number(t.slot, 0, i);
-      });
-    });
+      });    });
     u = {};
   }
 
