@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.library import opcheck
 
 from equiconv.basis import cache as disk
-from equiconv.formats import CHANNELS_LAST, is_channels_last
+from equiconv.formats import CHANNELS_LAST, is_channels_last, like
 from equiconv.fused import (
     Unsupported,
     compiler,
@@ -73,7 +74,7 @@ def layer_in_space(name, k):
 
 def fused(call):
     """The call by fused_steerable_conv: a function of (x, weights, bias)."""
-    names = ("stride", "padding", "padding_mode")
+    names = ("stride", "padding", "padding_mode", "function")
     options = {name: value for name, value in call.options.items() if name in names}
     return lambda x, weights, bias: fused_steerable_conv(x, weights, call.plan, call.kernel, bias=bias, **options)
 
@@ -101,7 +102,8 @@ def compare(call, dtype, **options):
     tensors = inputs(call, dtype, **options)
     exact = [None if t is None else t.double() for t in tensors]
     y = call.dense(*exact)
-    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(call.seed + 1)).to(dtype)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(call.seed + 1))
+    grad = like(grad.to(dtype), tensors[0])
     dense = call.convolve(rounded(exact[0], dtype), rounded(filter_of(call, exact[1]), dtype), exact[2])
     got = results(fused(call), tensors, grad)
     assert got[0].dtype == dtype and is_channels_last(got[0]) == is_channels_last(tensors[0])
@@ -220,11 +222,34 @@ def test_second_derivatives(gpu):
 
 
 @needs_gpp
+@pytest.mark.slow
+@pytest.mark.parametrize("name,fields,dtype", [("C3", (3, 3), BF16), ("D1", (17, 2), BF16), ("C4", (8, 8), TF32)])
+def test_fields_are_written_by_the_kernel_itself(gpu, name, fields, dtype):
+    """Of channels_last tensors; one number at a time, two or 16 bytes."""
+    call = Call(plan_between(name, *map(regular, fields), 3), (3, 3), {"padding": 1}, 2, (5, 9))
+    assert_as_good_as_dense(call, dtype, channels_last=True)
+    assert gpu.launched.count("equiconv_forward") == 2 and "equiconv_unpack_channels" not in gpu.launched
+
+
+@needs_gpp
+@pytest.mark.slow
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_functions(gpu, channels_last):
+    call = staged_call("D1")
+    tensors = inputs(call, BF16, channels_last=channels_last)
+    grad = like(torch.randn(1, 4, *call.size), tensors[0])
+    for name, function in (("relu", F.relu), ("elu", F.elu)):
+        got = results(fused(call.with_(options={**call.options, "function": name})), tensors, grad)
+        want = results(lambda *tensors, f=function: f(fused(call)(*tensors)), tensors, grad)
+        assert max(errors(got, [t.double() for t in want])) < (1e-9 if name == "relu" else 4e-3), name
+
+
+@needs_gpp
 def test_opcheck(gpu):
     call = small_call()
     x, weights, bias = inputs(call, BF16)
     arguments = (_key_of(call.plan), [3, 3], 1, False, [1, 1], [call.plan.out_channels, 9, 8])
-    opcheck(torch.ops.equiconv.steerable_conv.fused, (x, weights, bias, *arguments))
+    opcheck(torch.ops.equiconv.steerable_conv.fused, (x, weights, bias, *arguments, "elu"))
     y = torch.ones(2, call.plan.out_channels, 9, 8, dtype=BF16)
     opcheck(torch.ops.equiconv.steerable_conv_bwd.fused, (x, weights, y, *arguments, True, True))
 
@@ -289,7 +314,7 @@ def test_every_barrier_and_wait_is_needed(monkeypatch, folder, file, line):
 
 def test_structs_of_python_are_those_of_cpp():
     text = re.sub(r"//.*", "", "".join(path.read_text() for path in FOLDER.glob("*.cuh")))
-    for struct in (launch.Image, launch.Terms, launch.Channels, launch.ForwardParams, launch.GradWeightParams,
+    for struct in (launch.Image, launch.Output, launch.Terms, launch.Channels, launch.ForwardParams, launch.GradWeightParams,
                    launch.ChangeChannelsParams, launch.MapParams, launch.ReduceParams):
         body = re.search(rf"struct {struct.__name__} {{(.*?)}};", text, re.S)[1]
         found = []

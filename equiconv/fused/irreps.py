@@ -42,6 +42,7 @@ class Side:
     """The input or the output of a layer: fields, and those of their irreps that have weights, in blocks.
 
     blocks     list of Block
+    fields     list of FieldsOf, of the fields
     channels   of the blocks, with padding
     place      {(channels of the fields, field, first component of the irrep): (number of the block, copy)}
     to_packed  [channels, field channels]: of the input x^ = to_packed @ x, of the output y = to_packed.T @ y^
@@ -50,7 +51,8 @@ class Side:
     def __init__(self, slots, field_channels, basis):
         """slots: (FieldsOf, IrrepSlot) of each weight; basis(layout) [size, size]: to irreps"""
         irreps, copies = {slot.irrep for _, slot in slots}, {}
-        for f in {f.channels: f for f, _ in slots}.values():
+        self.fields = list({f.channels: f for f, _ in slots}.values())
+        for f in self.fields:
             for slot in (slot for slot in f.layout.slots if slot.irrep in irreps):
                 size, found = copies.setdefault(slot.irrep, (slot.size, []))
                 found += [(f, i, slot) for i in range(len(f))]

@@ -22,6 +22,7 @@ from .structure import (
 
 NUMBERS = {torch.bfloat16: "Bfloat16", torch.float16: "Float16", torch.float32: "Tf32"}  # of device.cuh
 STRIDES = (1, 2)
+FUNCTIONS = ("", "relu", "elu")       # in the order of functions.cuh
 MAP_THREADS, PIXELS_OF_MAP = 256, 32  # of maps.cuh
 BLOCKS_PER_PROCESSOR = 2                                          # that the gradient's grid is made for
 
@@ -57,7 +58,7 @@ class _Terms:
 class _Kernel:
     """A Structure, its C++, the map between its operands or tiles and the layer's weights, and its harmonics."""
     structure: Structure
-    source: object  # a function of the Tile, or of the buffers
+    source: object  # a function of the Tile and of whether it writes fields; or of the buffers
     terms: _Terms
     toeplitz: torch.Tensor
 
@@ -72,6 +73,7 @@ class _Direction:
 
         harmonics = Harmonics(irreps, FORWARD_SUMS)
         self.tile, structures = forward_structures(irreps, harmonics, shared_bytes)
+        self.writes_fields = len(structures) == 1 and structures[0].fields is not None
         self.forward = self._kernels(structures, harmonics, number, Structure.forward_source, packing.weight_map)
         if not adjoint:
             harmonics = Harmonics(irreps, GRADIENT_SUMS)
@@ -109,15 +111,16 @@ class FusedLayer:
         """The irreps [B, *size, packed channels] of an input or output [B, channels, *size]."""
         tensor, terms = dense(tensor), self._to_packed[of_output]
         packed = tensor.new_empty((len(tensor), *tensor.shape[2:], terms.shape[0]))
-        self._change_channels("pack", tensor, _strides(tensor), packed, _packed_strides(packed), terms, None)
+        self._change_channels("pack", tensor, _strides(tensor), packed, _packed_strides(packed), terms)
         return packed
 
-    def convolve(self, source, weights, bias, adjoint, padding, target_size, memory_format):
+    def convolve(self, source, weights, bias, adjoint, padding, target_size, memory_format, function=""):
         """The convolution, or its adjoint: grad_output -> grad_input. padding: of the direction that is computed.
 
-        source   packed
-        weights  float32 [plan.weights]
-        bias     float32 [target channels] or None
+        source     packed
+        weights    float32 [plan.weights]
+        bias       float32 [target channels] or None
+        function   one of FUNCTIONS
         Returns [B, *target_size].
         """
         direction, side = self._directions[adjoint], int(not adjoint)
@@ -125,17 +128,22 @@ class FusedLayer:
                              memory_format=memory_format)
         if target.numel() == 0:
             return target
-        result = source.new_empty((len(source), *target_size[1:], self._channels[side]))
+        at_once = direction.writes_fields and memory_format is not torch.contiguous_format
+        output = (target.data_ptr(), None if bias is None else bias.data_ptr(), target_size[0], FUNCTIONS.index(function))
+        if not at_once:
+            result = source.new_empty((len(source), *target_size[1:], self._channels[side]))
+            output = result.data_ptr(), None, self._channels[side], 0
         tile = tile_for(direction.tile, target_size[-2])
         image = _image(source.shape[1:-1], target_size[1:], padding, (tile.planes, 2 * tile.rows, 8))
         for kernel in direction.forward:
             operands = self._map("pack_weights", kernel.terms, weights, self.dtype)
             params = launch.ForwardParams(source.data_ptr(), operands.data_ptr(), kernel.toeplitz.data_ptr(),
-                                          result.data_ptr(), self._channels[side], image)
-            self._launch(kernel.source(tile=tile), "equiconv_forward", (_tiles(source, image), 1),
+                                          launch.Output(*output), image)
+            self._launch(kernel.source(tile=tile, in_fields=at_once), "equiconv_forward", (_tiles(source, image), 1),
                          32 * tile.planes * tile.rows, kernel.structure.forward_bytes(tile), params)
-        self._change_channels("unpack", result, _packed_strides(result), target, _strides(target),
-                              self._from_packed[side], bias)
+        if not at_once:
+            self._change_channels("unpack", result, _packed_strides(result), target, _strides(target),
+                                  self._from_packed[side], bias, function)
         return target
 
     def weight_gradient(self, x, gradient, padding):
@@ -164,13 +172,14 @@ class FusedLayer:
         self._launch(self._maps, "equiconv_reduce", (ceil(numbers / 4 / MAP_THREADS), 1), MAP_THREADS, 0, params)
         return self._map("unpack_gradient", kernel.terms, total, torch.float32)
 
-    def _change_channels(self, name, source, source_strides, target, target_strides, terms, bias):
+    def _change_channels(self, name, source, source_strides, target, target_strides, terms, bias=None,
+                         function=""):
         if target.numel() == 0:
             return
         pixels = target.numel() // (len(target) * terms.shape[0])
         params = launch.ChangeChannelsParams(source.data_ptr(), target.data_ptr(), terms.struct,
                                              None if bias is None else bias.data_ptr(), source_strides, target_strides,
-                                             pixels)
+                                             pixels, FUNCTIONS.index(function))
         self._launch(self._maps, f"equiconv_{name}_channels", (len(source) * ceil(pixels / PIXELS_OF_MAP), 1),
                      MAP_THREADS, self._map_bytes(terms), params)
 

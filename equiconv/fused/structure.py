@@ -5,10 +5,11 @@ csrc/cuda/steerable_conv/structure.cuh says what they mean.
 from collections import deque, namedtuple
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 
-from .irreps import ALIGNMENT, Unsupported
+from .irreps import ALIGNMENT, ROUNDING, Unsupported
 
 GROUP = 4                # harmonics that are computed together, where z's do not need more of them
 MAX_GROUP = 8            # that many accumulators leave registers for the rest
@@ -44,7 +45,7 @@ class Harmonics:
 
     values      [R, depth, height, width]
     groups      list of ({harmonic: slot}, pairs, first slab, last slab)
-    slabs       list of (tap plane, phase, whether odd along z, first fragment, last fragment)
+    slabs       list of (tap plane, phase, whether odd along z, fragments, pairs that are complete then), (first, last)
     fragments   list of (pair, tap row, whether odd along y, whether there are two harmonics, harmonics before it)
     of_fragment list of (harmonics, tap plane, tap row, phase)
     """
@@ -61,10 +62,10 @@ class Harmonics:
         for group in self._groups(layer, sums):
             pairs = self._pairs(group)
             first = len(self.slabs)
-            for plane in range(self.depth_taps // 2 + 1):
-                for phase in range(self.stride):
-                    for odd in (False, True)[:1 + bool(plane)]:  # an odd one is zero in the plane of the centre
-                        self._add_slab(pairs, plane, phase, odd)
+            for odd in (False, True):
+                mine = [i for i, pair in enumerate(pairs) if self.parities[pair[0]][0] == odd]
+                if mine:
+                    self._add_slabs(pairs, odd, (mine[0], mine[-1] + 1))
             slots = {h: 2 * i + j for i, pair in enumerate(pairs) for j, h in enumerate(pair)}
             self.groups.append((slots, len(pairs), first, len(self.slabs)))
 
@@ -79,16 +80,18 @@ class Harmonics:
             alike.setdefault(self.parities[h][:2], []).append(h)
         return [hs[i:i + 2] for _, hs in sorted(alike.items()) for i in range(0, len(hs), 2)]
 
-    def _add_slab(self, pairs, plane, phase, odd):
-        first = len(self.fragments)
-        for i, pair in enumerate(pairs):
-            odd_z, odd_y, _ = self.parities[pair[0]]
-            if odd_z == odd:
+    def _add_slabs(self, pairs, odd, mine):
+        """Of pairs mine[0] .. mine[1], which are alike along z."""
+        places = list(product(range(odd, self.depth_taps // 2 + 1), range(self.stride)))  # odd: zero in the centre's plane
+        for plane, phase in places:
+            first = len(self.fragments)
+            for i in range(*mine):
+                odd_y = self.parities[pairs[i][0]][1]
                 for row in range(odd_y, self.taps // 2 + 1):
-                    self.fragments.append((i, row, odd_y, len(pair) == 2, self.harmonics_of_fragments))
-                    self.of_fragment.append((pair, plane, row, phase))
-        if len(self.fragments) > first:
-            self.slabs.append((plane, phase, odd, first, len(self.fragments)))
+                    self.fragments.append((i, row, odd_y, len(pairs[i]) == 2, self.harmonics_of_fragments))
+                    self.of_fragment.append((pairs[i], plane, row, phase))
+            done = mine if (plane, phase) == places[-1] else (0, 0)
+            self.slabs.append((plane, phase, odd, (first, len(self.fragments)), done))
 
     def _groups(self, layer, sums):
         """Lists of harmonics. Those of one z go together, and with others of the same parities."""
@@ -293,40 +296,71 @@ class Structure:
         sheet = -(-lines * columns * 16 // 128) * 128 + PADDING[self._bytes]
         return max(block.size for block in self.layer.source.blocks) * copies * self._bytes // 16 * sheet + 128
 
+    @cached_property
+    def fields(self):
+        """Tables for the basis of the fields, or None where the kernel cannot write fields: see store.cuh.
+
+        It can where it has all irreps of all fields, and each irrep of 8 fields in 8 copies that one tile has.
+        """
+        side, fields, components, shares = self.layer.target, [], [], []
+        whole = [Piece(n, 0, block.copies) for n, block in enumerate(side.blocks)]
+        if self.pieces != whole or sum(len(f) * f.layout.size for f in side.fields) != side.to_packed.shape[1]:
+            return None
+        for f in side.fields:
+            start, size = f.channels[0], f.layout.size
+            if f.channels != tuple(range(start, start + size * len(f), size)):
+                return None
+            fields.append((size, start, len(f), (len(components), len(components) + size)))
+            for column in side.to_packed[:, start:start + size].T:
+                first = len(shares)
+                for n, block in enumerate(side.blocks):
+                    part = column[block.channel:block.channel + block.size * block.copies].reshape(block.size, -1)
+                    for component, copy in np.argwhere(np.abs(part) > ROUNDING):
+                        if copy % ALIGNMENT:
+                            return None
+                        shares.append((n, int(component), int(copy) // ALIGNMENT, float(np.float32(part[component, copy]))))
+                components.append((first, len(shares)))
+        return fields, components, shares
+
     # ---- text
 
-    def forward_source(self, number, tile):
-        """C++ of the kernel equiconv_forward for a number format of device.cuh."""
-        kernel = f"Forward<Layer, {number}, {tile.planes}, {tile.rows}, {tile.copies}, {tile.buffers}>"
-        return self._source("forward", kernel, self.forward_bytes(tile), "run")
+    def forward_source(self, number, tile, in_fields=False):
+        """C++ of the kernel equiconv_forward for a number format of device.cuh; what it writes: irreps or fields."""
+        store = "InFields" if in_fields else "Irreps"
+        kernel = (f"Forward<Layer, {number}, {tile.planes}, {tile.rows}, {tile.copies}, {tile.buffers}, "
+                  f"{store}<Layer, {number}>>")
+        return self._source("forward", kernel, self.forward_bytes(tile), "run", in_fields)
 
     def gradient_source(self, number, buffers):
         """C++ of the kernel equiconv_grad_weight."""
         kernel = f"GradWeight<Layer, {number}, {self.row_warps}, {buffers}>"
         return self._source("grad_weight", kernel, self.gradient_bytes(buffers), "start")
 
-    def _source(self, name, kernel, shared_bytes, function):
+    def _source(self, name, kernel, shared_bytes, function, in_fields=False):
         params = "".join(part.capitalize() for part in name.split("_")) + "Params"
-        return (f'#include "{name}.cuh"\nnamespace equiconv {{\n{self._tables()}'
+        return (f'#include "{name}.cuh"\nnamespace equiconv {{\n{self._tables(in_fields)}'
                 f"using Kernel = {kernel};\n"
                 f'static_assert(Kernel::shared_bytes == {shared_bytes}, "structure.py knows the shared memory");\n'
                 f'extern "C" __global__ void __launch_bounds__(Kernel::threads, 1) equiconv_{name}(const {params} p) '
                 f"{{ Kernel::{function}(p); }}\n}}  // namespace equiconv\n")
 
-    def _tables(self):
+    def _tables(self, in_fields):
         harmonics, layer = self.harmonics, self.layer
         source = [(b.size, b.copies, b.channel, b.copies, False) for b in layer.source.blocks]
         target = [(self.size(n), piece.copies, block.channel + piece.first, block.copies, bool(self.is_complex(n)))
                   for n, piece in enumerate(self.pieces) for block in [layer.target.blocks[piece.block]]]
         numbers = {"taps": harmonics.taps, "depth_taps": harmonics.depth_taps, "stride": layer.stride, "up": layer.up}
+        fields = ""
+        if in_fields:
+            numbers["field_channels"] = layer.target.to_packed.shape[1]
+            fields = "".join(map(_array, ("Fields fields[]", "Range components[]", "Share shares[]"), self.fields))
         groups = [(pairs, (first, last)) for _, pairs, first, last in harmonics.groups]
-        slabs = [(plane, phase, odd, (first, last)) for plane, phase, odd, first, last in harmonics.slabs]
         return ("struct Layer {\n  static constexpr int "
                 + ", ".join(f"{name} = {value}" for name, value in numbers.items()) + ";\n"
                 + _array("Irrep in[]", source) + _array("Irrep out[]", target) + _array("Group groups[]", groups)
-                + _array("Slab slabs[]", slabs) + _array("Fragment fragments[]", harmonics.fragments)
+                + _array("Slab slabs[]", harmonics.slabs) + _array("Fragment fragments[]", harmonics.fragments)
                 + _array(f"Range steps_of[][{len(groups)}]", self.steps_of) + _array("Step steps[]", self.steps)
-                + _array("Range z[]", self.z) + _array("Term terms[]", self.terms) + "};\n")
+                + _array("Range z[]", self.z) + _array("Term terms[]", self.terms) + fields + "};\n")
 
 
 def _array(declaration, rows):

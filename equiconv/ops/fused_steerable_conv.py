@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from .. import library
 from ..formats import CHANNELS_LAST, is_channels_last
 from ..fused import fused_layer
-from ..fused.layer import NUMBERS, STRIDES
+from ..fused.layer import FUNCTIONS, NUMBERS, STRIDES
 
+# Of the functions, by their results.
+DERIVATIVES = {"relu": lambda y: (y > 0).to(y.dtype), "elu": lambda y: torch.where(y > 0, 1, y + 1)}
 _PLANS, _KEYS, _numbers = WeakValueDictionary(), WeakKeyDictionary(), count()
 
 
@@ -27,10 +29,10 @@ def _layer(tensor, plan, kernel, stride):
     return fused_layer(_PLANS[plan], tuple(kernel), tensor.device, tensor.dtype, stride)
 
 
-def _convolve(source, weights, bias, plan, kernel, stride, adjoint, padding, target_size):
+def _convolve(source, weights, bias, plan, kernel, stride, adjoint, padding, target_size, function):
     layer, bias = _layer(source, plan, kernel, stride), None if bias is None else bias.float().contiguous()
     return layer.convolve(layer.pack(source, adjoint), weights.float().contiguous(), bias, adjoint, padding,
-                          target_size, _memory_format(source))
+                          target_size, _memory_format(source), function)
 
 
 def _convolve_bwd(source, weights, companion, plan, kernel, stride, adjoint, padding, target_size, wants_target, wants_weights):
@@ -56,7 +58,7 @@ def _other_padding(kernel, padding):
     return [k - 1 - p for k, p in zip(kernel, padding)]
 
 
-def _fake(source, weights, bias, plan, kernel, stride, adjoint, padding, target_size):
+def _fake(source, weights, bias, plan, kernel, stride, adjoint, padding, target_size, function):
     return _like(source, target_size)
 
 
@@ -80,20 +82,22 @@ class _Saved:
 
 
 def _setup_context(ctx, inputs, output):
-    source, weights, bias, *rest = inputs
-    ctx.save_for_backward(source, weights)
+    source, weights, bias, *rest, ctx.function = inputs
+    ctx.save_for_backward(source, weights, *[output] * bool(ctx.function))
     ctx.call, ctx.bias_dtype = _Saved(source, *rest), None if bias is None else bias.dtype
 
 
 def _backward(ctx, backend, grad):
-    source, weights = ctx.saved_tensors
+    source, weights, *output = ctx.saved_tensors
+    if ctx.function:
+        grad = grad * DERIVATIVES[ctx.function](*output)
     needs_source, needs_weights, needs_bias = ctx.needs_input_grad[:3]
     grad_source = grad_weights = grad_bias = None
     if needs_source or needs_weights:
         grad_source, grad_weights = _bwd[backend](grad, weights, source, *ctx.call.adjoint, needs_source, needs_weights)
     if ctx.bias_dtype is not None and needs_bias:
         grad_bias = grad.sum([0, *range(2, grad.dim())], dtype=torch.float32).to(ctx.bias_dtype)
-    return grad_source if needs_source else None, grad_weights if needs_weights else None, grad_bias, *[None] * 6
+    return grad_source if needs_source else None, grad_weights if needs_weights else None, grad_bias, *[None] * 7
 
 
 def _bwd_setup_context(ctx, inputs, output):
@@ -107,18 +111,18 @@ def _bwd_backward(ctx, backend, grad_target, grad_grad_weights):
     source, weights, companion = ctx.saved_tensors
     grad_source = grad_weights = grad_companion = None
     if ctx.wants_target:
-        grad_source = _fwd[backend](grad_target, weights, None, *ctx.call.adjoint)
+        grad_source = _fwd[backend](grad_target, weights, None, *ctx.call.adjoint, "")
         grad_weights = _bwd[backend](source, weights, grad_target, *ctx.call.same, False, True)[1]
     if ctx.wants_weights:
-        more = _fwd[backend](companion, grad_grad_weights, None, *ctx.call.adjoint)
+        more = _fwd[backend](companion, grad_grad_weights, None, *ctx.call.adjoint, "")
         grad_source = more if grad_source is None else grad_source + more
-        grad_companion = _fwd[backend](source, grad_grad_weights, None, *ctx.call.same)
+        grad_companion = _fwd[backend](source, grad_grad_weights, None, *ctx.call.same, "")
     return grad_source, grad_weights, grad_companion, *[None] * 8
 
 
 _CALL = "str plan, int[] kernel, int stride, bool adjoint, int[] padding, SymInt[] target_size"
 _fwd = library.define(
-    "steerable_conv", f"(Tensor source, Tensor weights, Tensor? bias, {_CALL}) -> Tensor", {"fused": _convolve},
+    "steerable_conv", f"(Tensor source, Tensor weights, Tensor? bias, {_CALL}, str function) -> Tensor", {"fused": _convolve},
     fake=_fake, setup_context=_setup_context, backward=_backward)
 _bwd = library.define(
     "steerable_conv_bwd",
@@ -127,7 +131,8 @@ _bwd = library.define(
     backward=_bwd_backward)
 
 
-def fused_steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, padding=0, padding_mode="zeros"):
+def fused_steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, padding=0, padding_mode="zeros",
+                         function=""):
     """A steerable convolution in one kernel between the irreps of the input and those of the output.
 
     x             [B, plan.in_channels, *size], two sizes or three, in either memory format: bfloat16, float16, or float32,
@@ -139,13 +144,14 @@ def fused_steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, 
     stride        1 or 2, or the same for each axis
     padding       int, or one for each axis
     padding_mode  "zeros", "reflect", "replicate" or "circular"
+    function      "relu", "elu" or "": of each number of the output
 
     Returns [B, plan.out_channels, *size'] in x's memory format. Raises ValueError for what does not fit, and
     fused.Unsupported, a ValueError, for a layer that the kernels cannot compute: see fused.fused_unavailable_reason.
     """
     stride, padding = (tuple(value) if isinstance(value, (tuple, list)) else (value,) * len(kernel_size)
                        for value in (stride, padding))
-    _check(x, weights, plan, kernel_size, bias, stride, padding)
+    _check(x, weights, plan, kernel_size, bias, stride, padding, function)
     if padding_mode != "zeros":
         x, padding = F.pad(x, [p for axis in reversed(padding) for p in (axis, axis)], padding_mode), (0,) * len(padding)
     size = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip(x.shape[2:], padding, kernel_size, stride)]
@@ -153,10 +159,10 @@ def fused_steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, 
         raise ValueError(f"fused_steerable_conv: x is too small for the kernel: its sizes {tuple(x.shape[2:])} give "
                          f"{size}")
     return _fwd["fused"](x, weights, bias, _key_of(plan), list(kernel_size), stride[0], False, list(padding),
-                         [plan.out_channels, *size])
+                         [plan.out_channels, *size], function)
 
 
-def _check(x, weights, plan, kernel_size, bias, stride, padding):
+def _check(x, weights, plan, kernel_size, bias, stride, padding, function):
     if x.dtype not in NUMBERS:
         raise ValueError(f"fused_steerable_conv: x must be bfloat16, float16 or float32, got {x.dtype}")
     if len(kernel_size) not in (2, 3) or prod(kernel_size) != plan.taps:
@@ -175,3 +181,5 @@ def _check(x, weights, plan, kernel_size, bias, stride, padding):
                          f"{padding}")
     if bias is not None and bias.shape != (plan.out_channels,):
         raise ValueError(f"fused_steerable_conv: bias must have shape ({plan.out_channels},), got {tuple(bias.shape)}")
+    if function not in FUNCTIONS:
+        raise ValueError(f"fused_steerable_conv: function must be one of {FUNCTIONS}, got {function!r}")

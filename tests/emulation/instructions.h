@@ -2,6 +2,7 @@
 // alignment and bounds. Asynchronous copies land when they are waited for or, if `copies_land_early`, at once: a GPU may do
 // either. Shared memory holds NaN when a block starts.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -78,7 +79,6 @@ struct Number : Format {
   static void fetch(u32 (&r)[N], u32 operand) { load_words(r, operand + threadIdx.x % 32 * N * 4); }
   static void fetch_a(u32 (&r)[4], u32 operand) { fetch(r, operand); }
   static u32 negate(u32 a) { return a ^ 0x80008000u; }
-  static void store(void* y, long long at, float a, float b) { static_cast<u32*>(y)[at / 2] = pack(a, b); }
 
   static float half(u32 v, int i) { return value(u16(i ? v >> 16 : v)); }
   static u32 pack(float low, float high) { return round(low) | u32(round(high)) << 16; }

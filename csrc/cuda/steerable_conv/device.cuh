@@ -57,9 +57,6 @@ EQ_DEVICE u32 load_word(u32 address) {
     EQ_DEVICE static void fetch_a(u32 (&r)[4], u32 operand) { fetch(r, operand); }                                  \
     EQ_DEVICE static void fetch(u32 (&r)[2], u32 half) { load_words(r, half + threadIdx.x % 32 * 8); }              \
     EQ_DEVICE static u32 negate(u32 a) { return a ^ 0x80008000u; }                                                  \
-    EQ_DEVICE static void store(void* y, long long at, float a, float b) {                                          \
-      reinterpret_cast<u32*>(y)[at / 2] = pack(a, b);                                                               \
-    }                                                                                                               \
     EQ_DEVICE static void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {                                   \
       asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                           \
                    ".f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"                                        \
@@ -195,8 +192,32 @@ struct Tf32 {
   }
   EQ_DEVICE static Pair subtract(Pair a, Pair b) { return add(a, negate(b)); }
   EQ_DEVICE static Pair negate(Pair a) { return {a.low ^ 0x80000000u, a.high ^ 0x80000000u}; }
-  EQ_DEVICE static void store(void* y, long long at, float a, float b) { static_cast<float2*>(y)[at / 2] = make_float2(a, b); }
 };
+
+// Writes the first COUNT of v to y[at], ..., rounded; `at` is a multiple of ALIGNED.
+template <class Number, int ALIGNED, int COUNT = 0, int N>
+EQ_DEVICE void write_numbers(void* y, long long at, const float (&v)[N]) {
+  using Stored = typename Number::Stored;
+  constexpr int count = COUNT ? COUNT : N, in_word = 4 / sizeof(Stored);
+  if constexpr (ALIGNED % in_word == 0) {
+    constexpr int words = count / in_word;
+    u32 w[words];
+#pragma unroll
+    for (int i = 0; i < words; ++i) {
+      if constexpr (in_word == 2) w[i] = Number::pack(v[2 * i], v[2 * i + 1]);
+      else w[i] = bits_of(v[i]);
+    }
+    if constexpr (ALIGNED % 8 == 0 && words % 4 == 0)
+#pragma unroll
+      for (int i = 0; i < words; i += 4) static_cast<uint4*>(y)[(at / in_word + i) / 4] = make_uint4(w[i], w[i + 1], w[i + 2], w[i + 3]);
+    else
+#pragma unroll
+      for (int i = 0; i < words; ++i) static_cast<u32*>(y)[at / in_word + i] = w[i];
+  } else {
+#pragma unroll
+    for (int i = 0; i < count; ++i) static_cast<Stored*>(y)[at + i] = Number::round(v[i]);
+  }
+}
 
 // unroll<A, B>(f): f(A), ..., f(B - 1), each index a type, so that tables can be read in constant expressions.
 template <int I>

@@ -9,6 +9,7 @@
 //      x 2 components (complex type, weights [[W1, -W2], [W2, W1]]).
 #pragma once
 #include "source.cuh"
+#include "store.cuh"
 
 namespace equiconv {
 
@@ -18,13 +19,12 @@ struct ForwardParams {
   const void* x;         // [batch, depth, height, width, channels_in]
   const uint4* weights;  // [n_operands] operands
   const uint4* toeplitz;
-  void* y;               // [batch, out_depth, out_height, out_width, y_channels]: writes those that the irreps have
-  int y_channels;
+  Output output;         // [batch, out_depth, out_height, out_width, channels]
   Image image;
 };
 
-// WARP_PLANES x WARP_ROWS warps; COPIES, 8 or 16, are staged at a time, in one or two BUFFERS.
-template <class T, class Number, int WARP_PLANES, int WARP_ROWS, int COPIES, int BUFFERS>
+// WARP_PLANES x WARP_ROWS warps; COPIES, 8 or 16, are staged at a time, in one or two BUFFERS. Store: Irreps or InFields.
+template <class T, class Number, int WARP_PLANES, int WARP_ROWS, int COPIES, int BUFFERS, class Store>
 struct Forward {
   using S = Structure<T>;
   using Input = Staged<T, Number, WARP_PLANES, 2 * WARP_ROWS, COPIES>;
@@ -38,10 +38,14 @@ struct Forward {
   struct Lines {
     Pair of[N][S::rows][2];
   };
+  template <int N>
+  struct OfPair {
+    float u[N][2][4];  // [component, pixel row; slot of the pair, copy]
+  };
   template <int PAIRS, int N>
   struct Responses {
-    float u[PAIRS][N][2][4];  // [..][pixel row][slot of the pair, copy]
-    EQ_DEVICE float number(int slot, int b, int i) const { return u[slot / 2][b][i / 2][slot % 2 * 2 + i % 2]; }
+    OfPair<N> pairs[PAIRS];
+    EQ_DEVICE float number(int slot, int b, int i) const { return pairs[slot / 2].u[b][i / 2][slot % 2 * 2 + i % 2]; }
   };
 
   template <int SLAB, int PAIRS, int N>
@@ -56,17 +60,8 @@ struct Forward {
         for (int y = 0; y < 2; ++y) {
           Pair v[2];
           Input::template window<decltype(index)::value>(v, lines.of[b], y);
-          Number::mma(r.u[f.pair][b][y], operand, v[0], v[1]);
+          Number::mma(r.pairs[f.pair].u[b][y], operand, v[0], v[1]);
         }
-    });
-  }
-
-  // Responses of N components to the harmonics of a group. Where all of them read the same lines, those are loaded before.
-  template <int G, int PAIRS, int N>
-  EQ_DEVICE static void respond_all(Responses<PAIRS, N>& r, Lines<N>& lines, u32 at, u32 toeplitz) {
-    unroll<T::groups[G].slabs.first, T::groups[G].slabs.last>([&](auto slab) EQ_INLINE {
-      if constexpr (!S::one_slab) Input::template load<decltype(slab)::value>(lines.of, at, Input::component);
-      respond<decltype(slab)::value>(r, lines, toeplitz);
     });
   }
 
@@ -122,20 +117,22 @@ struct Forward {
                                   u32 weights) {
     constexpr int kept = kept_components<T, M>;
     Lines<kept> lines;
-    if constexpr (S::one_slab) Input::template load<0>(lines.of, at, Input::component);
+    if constexpr (S::one_slab && kept == T::in[M].size) Input::template load<0>(lines.of, at, Input::component);
     unroll<0, S::n_groups>([&](auto group) EQ_INLINE {
       constexpr int g = decltype(group)::value;
       constexpr Range steps = T::steps_of[M][g];
       if constexpr (steps.first < steps.last) {
-        Combined<T, M, g, Responses<T::groups[g].pairs, kept>, 4> combined;
-        if constexpr (!combined.one_by_one)
-          respond_all<g>(combined.u, lines, at, toeplitz);
-        else
-          unroll<0, T::in[M].size>([&](auto b) EQ_INLINE {
-            if constexpr (S::one_slab) Input::template load<0>(lines.of, at + b * Input::component, 0);
-            respond_all<g>(combined.u, lines, at + b * Input::component, toeplitz);
-            combined.template add<decltype(b)::value>();
+        using C = Combined<T, M, g, Responses<T::groups[g].pairs, kept>, 4>;
+        C combined;
+        unroll<0, T::in[M].size / kept>([&](auto b) EQ_INLINE {
+          unroll<T::groups[g].slabs.first, T::groups[g].slabs.last>([&](auto slab) EQ_INLINE {
+            constexpr int s = decltype(slab)::value;
+            if constexpr (!S::one_slab || C::one_by_one)
+              Input::template load<s>(lines.of, at + b * Input::component, Input::component);
+            respond<s>(combined.u, lines, toeplitz);
+            if constexpr (C::one_by_one) combined.template add<decltype(b)::value, s>();
           });
+        });
         unroll<T::steps_of[M][g].first, T::steps_of[M][g].last>(
             [&](auto step) EQ_INLINE { mix<M, decltype(step)::value>(acc, combined, weights); });
       }
@@ -186,10 +183,7 @@ struct Forward {
     for (int row = 0; row < 2; ++row) {
       const long long pixel = pixel_of(tile.batch, tile.z + warp_plane, tile.y + warp_row * 2 + row, tile.x + lane / 4,
                                        im.out_depth, im.out_height, im.out_width);
-      if (pixel < 0) continue;
-      S::each_tile([&](auto i, auto channel) EQ_INLINE {
-        Number::store(p.y, pixel * p.y_channels + channel + lane % 4 * 2, acc[i][2 * row], acc[i][2 * row + 1]);
-      });
+      if (pixel >= 0) Store::write(p.output, acc, row, pixel);
     }
   }
 };

@@ -80,14 +80,19 @@ struct GradWeight {
     Input::template stage<M>(p.x, im, tile, at, chunk * 16, threads);
   }
 
-  template <int SLOTS, int N>
+  template <int N>
+  struct OfPair {
+    float u[2][N][2][4];  // [slot, component, pixel row; copy, pixel]
+  };
+  template <int PAIRS, int N>
   struct Responses {
-    float u[SLOTS][N][2][4];  // [..][pixel row][copy, pixel]
-    EQ_DEVICE float number(int slot, int b, int i) const { return u[slot][b][i / 4][i % 4]; }
+    OfPair<N> pairs[PAIRS];
+    EQ_DEVICE float number(int slot, int b, int i) const { return pairs[slot / 2].u[slot % 2][b][i / 4][i % 4]; }
   };
 
-  template <int G, int B, class R>
-  EQ_DEVICE static void respond(R& r, u32 at, u32 toeplitz) {
+  // Responses of one component, to be kept in place KEPT.
+  template <int G, int COMPONENT, int KEPT, class C>
+  EQ_DEVICE static void respond(C& combined, u32 at, u32 toeplitz) {
     unroll<T::groups[G].slabs.first, T::groups[G].slabs.last>([&](auto slab) EQ_INLINE {
       static constexpr Slab s = T::slabs[decltype(slab)::value];
       Pair lines[2][S::rows][2];  // of 2 x 8 copies
@@ -102,10 +107,12 @@ struct GradWeight {
           Input::template window<decltype(index)::value>(first, lines[0], y);
           Input::template window<decltype(index)::value>(second, lines[1], y);
           const Pair v[4] = {first[0], second[0], first[1], second[1]};
-          Number::mma(r.u[2 * f.pair][B][y], v, t[0], t[2]);
-          if constexpr (f.full) Number::mma(r.u[2 * f.pair + 1][B][y], v, t[1], t[3]);
+          auto& u = combined.u.pairs[f.pair].u;
+          Number::mma(u[0][KEPT][y], v, t[0], t[2]);
+          if constexpr (f.full) Number::mma(u[1][KEPT][y], v, t[1], t[3]);
         }
       });
+      if constexpr (C::one_by_one) combined.template add<COMPONENT, decltype(slab)::value>();
     });
   }
 
@@ -158,7 +165,7 @@ struct GradWeight {
 
   template <int M>
   EQ_DEVICE static void run(const GradWeightParams& p, int chunk) {
-    constexpr int size = T::in[M].size, most = max_tiles(M), kept = kept_components<T, M>;
+    constexpr int most = max_tiles(M), kept = kept_components<T, M>;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warp_row = warp % ROW_WARPS, warp_group = warp / ROW_WARPS;
     const u32 base = shared_address(shared_memory);
     const u32 x_at = base + Number::place(Input::sheet) + T::stride * warp_row * 2 * Input::line;
@@ -178,11 +185,11 @@ struct GradWeight {
         constexpr Range steps = T::steps_of[M][g];
         if constexpr (steps.first < steps.last)
           if (warp_group == g) {
-            Combined<T, M, g, Responses<2 * T::groups[g].pairs, kept>, 8> combined;
-            unroll<0, size>([&](auto b) EQ_INLINE {
-              respond<g, (combined.one_by_one ? 0 : decltype(b)::value)>(
-                  combined.u, x_at + buffer * stage + b * Input::component, base + toeplitz_at);
-              if constexpr (combined.one_by_one) combined.template add<decltype(b)::value>();
+            Combined<T, M, g, Responses<T::groups[g].pairs, kept>, 8> combined;
+            unroll<0, T::in[M].size>([&](auto b) EQ_INLINE {
+              constexpr int component = decltype(b)::value;
+              respond<g, component, component % kept>(combined, x_at + buffer * stage + component * Input::component,
+                                                      base + toeplitz_at);
             });
             unroll<T::steps_of[M][g].first, T::steps_of[M][g].last>([&](auto step) EQ_INLINE {
               constexpr int s = decltype(step)::value;

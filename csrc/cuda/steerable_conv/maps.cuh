@@ -1,7 +1,7 @@
 // What surrounds the fused kernels: changes between layouts, packing of the weights and unpacking of their gradient are all
 // linear maps with a few terms for each number.
 #pragma once
-#include "device.cuh"
+#include "functions.cuh"
 
 namespace equiconv {
 
@@ -23,6 +23,7 @@ struct ChangeChannelsParams {
   const float* bias;  // [count] or null
   Channels from_channels, to_channels;
   int pixels;         // of an image
+  int function;
 };
 
 // Grid: batch * ceil(pixels / 32). Applies the terms to the channels of each pixel. Pixels are lanes; what comes and goes is
@@ -53,7 +54,7 @@ struct ChangeChannels {
       float sum = p.bias ? p.bias[c] : 0;
       for (int t = p.terms.start[c]; t < p.terms.start[c + 1]; ++t)
         if (lane < valid) sum += p.terms.coefficients[t] * Number::value(from[p.terms.index[t] * pitch + lane]);
-      to[c * pitch + lane] = Number::round(sum);
+      to[c * pitch + lane] = Number::round(apply(p.function, sum));
     }
     __syncthreads();
     each(p.to_channels, p.terms.count, valid, [&](int at, long long global) { target[global] = to[at]; });

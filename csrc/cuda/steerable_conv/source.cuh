@@ -111,16 +111,20 @@ struct Combined {
   U u = {};
   float sums[one_by_one ? range.last - range.first : 1][COUNT] = {};
 
-  template <int COMPONENT>
-  EQ_DEVICE void add() {  // the responses of one component
-    unroll<range.first, range.last>([&](auto z) EQ_INLINE {
-      unroll<T::z[decltype(z)::value].first, T::z[decltype(z)::value].last>([&](auto index) EQ_INLINE {
-        constexpr Term t = T::terms[decltype(index)::value];
-        if constexpr (t.component == COMPONENT)
+  template <int COMPONENT, int SLAB>
+  EQ_DEVICE void add() {  // what is complete of one component
+    static constexpr Range done = T::slabs[SLAB].done;
+    if constexpr (done.first < done.last)
+      unroll<range.first, range.last>([&](auto z) EQ_INLINE {
+        unroll<T::z[decltype(z)::value].first, T::z[decltype(z)::value].last>([&](auto index) EQ_INLINE {
+          constexpr Term t = T::terms[decltype(index)::value];
+          if constexpr (t.component == COMPONENT && done.first <= t.slot / 2 && t.slot / 2 < done.last)
 #pragma unroll
-          for (int i = 0; i < COUNT; ++i) sums[z - range.first][i] += t.coefficient * u.number(t.slot, 0, i);
-      });    });
-    u = {};
+            for (int i = 0; i < COUNT; ++i) sums[z - range.first][i] += t.coefficient * u.number(t.slot, 0, i);
+        });
+      });
+#pragma unroll
+    for (int pair = done.first; pair < done.last; ++pair) u.pairs[pair] = {};
   }
 
   template <int Z>

@@ -9,7 +9,8 @@ struct Irrep { int size, copies, channel, stride; bool complex; };
 struct Range { int first, last; };
 // Toeplitz operand of two harmonics (one if not full) for tap rows +-row; its place in the table, counted in harmonics.
 struct Fragment { int pair, row; bool odd, full; int place; };
-struct Slab { int plane, phase; bool odd; Range fragments; };  // that read the same lines: tap planes +-plane, one phase
+// Those that read the same lines: tap planes +-plane, one phase. After it, the responses of the pairs `done` are complete.
+struct Slab { int plane, phase; bool odd; Range fragments, done; };
 struct Group { int pairs; Range slabs; };                 // harmonics that are computed together, in 2 * pairs slots
 struct Step { int out, z0, z1; };                         // complex: one z; real: two z, or one and -1
 struct Term { int component, slot; float coefficient; };  // z[a] = sum of coefficient * u[slot][component]
