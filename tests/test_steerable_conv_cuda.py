@@ -66,6 +66,9 @@ def layer_of(name, k):
     return Call(plan_between(name, fields, fields, k), (k, k), {"padding": k // 2}, 1, (9, 10))
 
 
+IN_SPACE = ("SO(3)", "octahedral")
+
+
 def layer_in_space(name, k):
     """The same in three dimensions: irreps of degree 0, 1 and 2, or 8 regular fields of the octahedral group."""
     fields = cases.irreps(0, 1, 2, fields=16) if name == "SO(3)" else regular(8)
@@ -141,11 +144,20 @@ def sources_of(call, dtype=BF16, shared_bytes=SHARED["sm_90"]):
             texts += [s.gradient_source(number, option) for s in structures]
         else:
             tiles = dict.fromkeys(structure.tile_for(option, height) for height in HEIGHTS)
-            texts += [s.forward_source(number, tile) for s in structures for tile in tiles]
+            stores = [False, True] if len(structures) == 1 and structures[0].fields is not None else [False]
+            texts += [s.forward_source(number, tile, store) for s in structures for tile in tiles for store in stores]
     return texts
 
 
 # ---- values and gradients, emulated ----
+
+@needs_gpp
+def test_emulated_in_space(gpu):
+    """Irreps of more components than are kept at once, with a stride, in TF32."""
+    fields = cases.irreps(0, 1)
+    assert_as_good_as_dense(Call(plan_between("SO(3)", fields, fields, 3), (3, 3, 3), {"stride": 2, "padding": 1}, 2,
+                                 (3, 6, 5)), TF32, draws=4, channels_last=True)
+
 
 @needs_gpp
 @pytest.mark.slow
@@ -165,8 +177,8 @@ def test_emulated_options(gpu):
     assert_as_good_as_dense(call.with_(options={"padding": 2, "padding_mode": "reflect"}), BF16)
     y, *gradients = results(fused(call), inputs(call.with_(batch=0), BF16))
     assert y.shape == (0, call.plan.out_channels, 9, 8) and not any(g.any() for g in gradients)
-    assert set(gpu.launched) == {"equiconv_pack_channels", "equiconv_unpack_channels", "equiconv_pack_weights", "equiconv_forward",
-                                 "equiconv_grad_weight", "equiconv_reduce", "equiconv_unpack_gradient"}
+    assert set(gpu.launched) == {f"equiconv_{name}" for name in (
+        "pack_channels", "pack_weights", "forward", "unpack_channels", "grad_weight", "reduce", "unpack_gradient")}
 
 
 @needs_gpp
@@ -314,8 +326,8 @@ def test_every_barrier_and_wait_is_needed(monkeypatch, folder, file, line):
 
 def test_structs_of_python_are_those_of_cpp():
     text = re.sub(r"//.*", "", "".join(path.read_text() for path in FOLDER.glob("*.cuh")))
-    for struct in (launch.Image, launch.Output, launch.Terms, launch.Channels, launch.ForwardParams, launch.GradWeightParams,
-                   launch.ChangeChannelsParams, launch.MapParams, launch.ReduceParams):
+    for struct in (launch.Image, launch.Output, launch.Terms, launch.Channels, launch.ForwardParams,
+                   launch.GradWeightParams, launch.ChangeChannelsParams, launch.MapParams, launch.ReduceParams):
         body = re.search(rf"struct {struct.__name__} {{(.*?)}};", text, re.S)[1]
         found = []
         for declaration in filter(None, map(str.strip, body.split(";"))):
@@ -361,7 +373,8 @@ def test_sparse_map():
 
 @pytest.mark.parametrize("changes,dtype,reason", [
     ({}, torch.float64, "bfloat16, float16 and TF32"), ({"up": True}, BF16, "transposed"),
-    ({"stride": (2, 1)}, BF16, r"the same along every axis, not \(2, 1\)"), ({"dilation": (1, 2)}, BF16, "a dilation of 1"),
+    ({"stride": (2, 1)}, BF16, r"the same along every axis, not \(2, 1\)"),
+    ({"dilation": (1, 2)}, BF16, "a dilation of 1"), ({"kernel": (3, 5)}, BF16, "equal sizes"),
     ({"groups": 2}, BF16, "groups"), ({}, BF16, "needs a CUDA device, not 'cpu'")])
 def test_reasons(changes, dtype, reason):
     call = small_call()
@@ -373,13 +386,19 @@ def test_reasons(changes, dtype, reason):
 
 
 @pytest.mark.parametrize("name,reason", [
-    ("c4_k1", "sizes 3, 5, 7, 9 .* not 1"), ("c4_k4", "not 4"), ("so3_k2", "sizes 3, 5 .* not 2")])
+    ("c4_k1", "sizes 3, 5, 7, 9 .* not 1"), ("c4_k4", "not 4")])
 def test_unsupported_layers(monkeypatch, tmp_path, name, reason):
     emulated_gpu.emulate(monkeypatch, tmp_path)
     call = Call.of(CASES[name])
     for _ in range(2):  # the second time it is remembered
         with pytest.raises(Unsupported, match=reason):
             fused_layer(call.plan, call.kernel, torch.device("cpu"), BF16)
+
+
+def test_kernels_in_space_are_small():
+    structure.check_kernel((5, 5, 5))
+    with pytest.raises(Unsupported, match="sizes 3, 5 are implemented, not 7"):
+        structure.check_kernel((7, 7, 7))
 
 
 @pytest.mark.parametrize("kilobytes,reason", [
@@ -478,6 +497,19 @@ def test_all_kernels_of_a_layer_compile(tmp_path, dtype, arch):
     ("C16", 5), ("SO(2)", 5), ("O(2)", 5)])
 def test_layers_compile_without_spills(tmp_path, name, k, arch):
     for source in sources_of(layer_of(name, k), shared_bytes=SHARED[arch]):
+        compile_(tmp_path, source, arch)
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("dtype,stride", [(BF16, 1), (BF16, 2), (TF32, 1)], ids=["bf16", "bf16_stride2", "tf32"])
+@pytest.mark.parametrize("name,k", [("C8", 3), ("C8", 5), ("C8", 7), ("D8", 5), *(
+    (name, k) for name in IN_SPACE for k in (3, 5))])
+def test_more_layers_compile_without_spills(tmp_path, name, k, dtype, stride, arch):
+    call = (layer_in_space if name in IN_SPACE else layer_of)(name, k)
+    call = call.with_(options={**call.options, "stride": stride})
+    for source in sources_of(call, dtype, SHARED[arch]):
         compile_(tmp_path, source, arch)
 
 

@@ -78,17 +78,18 @@ class _Direction:
         if not adjoint:
             harmonics = Harmonics(irreps, GRADIENT_SUMS)
             self.buffers, structures = gradient_structures(irreps, harmonics, shared_bytes)
-            self.gradient = self._kernels(structures, harmonics, number, Structure.gradient_source, packing.gradient_map)
+            self.gradient = self._kernels(structures, harmonics, number, Structure.gradient_source,
+                                          packing.gradient_map)
 
     def _kernels(self, structures, harmonics, number, source, map_of):
         toeplitz = round_to(packing.toeplitz(harmonics, self._dtype.itemsize), self._dtype)
         toeplitz = torch.from_numpy(toeplitz).to(self._device, self._dtype)
-        return [_Kernel(s, cache(partial(source, s, number)), _Terms.of(map_of(s, self._weights), self._device), toeplitz)
-                for s in structures]
+        terms = [_Terms.of(map_of(s, self._weights), self._device) for s in structures]
+        return [_Kernel(s, cache(partial(source, s, number)), t, toeplitz) for s, t in zip(structures, terms)]
 
 
 class FusedLayer:
-    """A FilterPlan on a device, in bfloat16, float16 or (of float32) TF32. Raises Unsupported for what the kernels cannot compute.
+    """A FilterPlan on a device, in bfloat16, float16 or (of float32) TF32. Raises Unsupported for what is not possible.
 
     Sizes and paddings are of two axes or of three.
     """
@@ -129,7 +130,7 @@ class FusedLayer:
         if target.numel() == 0:
             return target
         at_once = direction.writes_fields and memory_format is not torch.contiguous_format
-        output = (target.data_ptr(), None if bias is None else bias.data_ptr(), target_size[0], FUNCTIONS.index(function))
+        output = target.data_ptr(), None if bias is None else bias.data_ptr(), target_size[0], FUNCTIONS.index(function)
         if not at_once:
             result = source.new_empty((len(source), *target_size[1:], self._channels[side]))
             output = result.data_ptr(), None, self._channels[side], 0
@@ -252,6 +253,10 @@ def fused_unavailable_reason(plan, geometry, device, dtype):
         return f"only a dilation of 1 is implemented, not {geometry.dilation}"
     if geometry.groups != 1:
         return "groups are not implemented"
+    try:
+        check_kernel(geometry.kernel)
+    except Unsupported as problem:
+        return str(problem)
     if device.type != "cuda":
         return f"it needs a CUDA device, not {device.type!r}"
     if torch.cuda.get_device_capability(device) < (8, 0):

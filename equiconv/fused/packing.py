@@ -57,7 +57,7 @@ def _of_structure(structure):
 
 
 def weight_map(structure, weights):
-    """SparseMap from the layer's weights to the operands [n_operands, lane, 8 copies, z, number] of the forward kernel."""
+    """SparseMap from the layer's weights to the forward kernel's operands [operand, lane, 8 copies, z, number]."""
     to, index, values = [], [], []
     places = np.arange(LANES_OF_OPERAND)  # of [lane, 8 copies, z, number]
     if structure.layer.dtype.itemsize == 4:  # [8 copies, lane, z, number], as Number::fetch takes them

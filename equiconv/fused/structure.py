@@ -14,7 +14,7 @@ from .irreps import ALIGNMENT, ROUNDING, Unsupported
 GROUP = 4                # harmonics that are computed together, where z's do not need more of them
 MAX_GROUP = 8            # that many accumulators leave registers for the rest
 KEPT_COMPONENTS = 2      # of an irrep, up to which the responses of all are kept; sums over them, where it has more
-FORWARD_SUMS = 18        # such sums of a group, 4 registers each
+FORWARD_SUMS = 16        # such sums of a group, 4 registers each
 GRADIENT_SUMS = 10       # 8 registers each
 SIZES = {2: (3, 5, 7, 9), 3: (3, 5)}  # of kernels; a window has 16 columns
 MAX_SLICES = 8           # kernels of one direction: each computes the harmonics again
@@ -24,8 +24,9 @@ GRADIENT_TILES = 24      # accumulators of a warp: 96 registers
 LANES_OF_OPERAND = 256   # numbers of 16 x 16
 PADDING = {2: 64, 4: 16}  # bytes after the sheets of copies, for numbers of that many bytes
 
-# What a block of the forward kernel computes: warps along the depth, along the height (each of 2 rows of 8 pixels), and
-# the copies that are staged at a time, and whether the next ones travel meanwhile. The first ones are preferred where they do not need more kernels.
+# What a block of the forward kernel computes: warps along the depth and along the height (each of 2 rows of 8 pixels),
+# the copies that are staged at a time, and 2 buffers where the next ones travel meanwhile. The first ones are preferred
+# where they do not need more kernels.
 Tile = namedtuple("Tile", "planes rows copies buffers")
 TILES = {2: (Tile(1, 8, 16, 2), Tile(1, 8, 8, 2), Tile(1, 4, 8, 2)),
          3: (Tile(4, 2, 16, 2), Tile(4, 2, 8, 2), Tile(2, 2, 8, 2), Tile(2, 2, 8, 1))}
@@ -82,7 +83,8 @@ class Harmonics:
 
     def _add_slabs(self, pairs, odd, mine):
         """Of pairs mine[0] .. mine[1], which are alike along z."""
-        places = list(product(range(odd, self.depth_taps // 2 + 1), range(self.stride)))  # odd: zero in the centre's plane
+        planes = range(odd, self.depth_taps // 2 + 1)  # an odd one is zero in the plane of the centre
+        places = list(product(planes, range(self.stride)))
         for plane, phase in places:
             first = len(self.fragments)
             for i in range(*mine):
@@ -318,7 +320,8 @@ class Structure:
                     for component, copy in np.argwhere(np.abs(part) > ROUNDING):
                         if copy % ALIGNMENT:
                             return None
-                        shares.append((n, int(component), int(copy) // ALIGNMENT, float(np.float32(part[component, copy]))))
+                        value = float(np.float32(part[component, copy]))
+                        shares.append((n, int(component), int(copy) // ALIGNMENT, value))
                 components.append((first, len(shares)))
         return fields, components, shares
 

@@ -15,9 +15,9 @@ from .tensors import OnTensors, adopt, adopting_init, like
 class _Sequence:
     """Mixin of a sequence of modules: neighbours that one pass can compute are computed by one.
 
-    InnerBatchNorm and ReLU or ELU are one pass over the features. Where `folds` is True, a batch norm of fields in
-    evaluation, without gradients of parameters, becomes part of the filter and bias of the convolution before it.
-    Modules that have hooks are run one by one.
+    InnerBatchNorm, or a convolution, and ReLU or ELU are one pass over the features. Where `folds` is True, a batch
+    norm of fields in evaluation, without gradients of parameters, becomes part of the filter and bias of the
+    convolution before it. Modules that have hooks are run one by one.
     """
 
     folds = False
@@ -28,21 +28,32 @@ class _Sequence:
     def forward(self, input):
         modules, x, place = list(self._modules.values()), input, 0
         while place < len(modules):
-            together = self._together(*modules[place:place + 2])
-            x = modules[place](x) if together is None else together(x)
-            place += 1 if together is None else 2
+            compute, count = self._together(*modules[place:place + 3])
+            x = compute(x)
+            place += count
         return x
 
-    def _together(self, first, second=None):
-        """A function that computes both modules in one pass, or None."""
-        if any(module._forward_hooks or module._forward_pre_hooks for module in (first, second) if module is not None):
-            return None
+    def _together(self, first, second=None, third=None):
+        """(a function that computes the next modules in one pass, how many they are)"""
+        if _has_hooks(first) or _has_hooks(second):
+            return first, 1
         if self.folds and is_folding_pair(first, second) and not (first.training or _is_training(second)):
             if not _wants_gradients(first, second) and first.why_not_foldable(second) is None:
-                return partial(first.forward, norm=second)
-        if is_activated_pair(first, second) and second.in_type == first.out_type:
-            return partial(first.forward, function=_function_of(second))
-        return None
+                if _applies(first, third) and third.in_type == second.out_type and not _has_hooks(third):
+                    return partial(first.forward, norm=second, function=_function_of(third)), 3
+                return partial(first.forward, norm=second), 2
+        if _applies(first, second) and second.in_type == first.out_type:
+            return partial(first.forward, function=_function_of(second)), 2
+        return first, 1
+
+
+def _applies(first, second):
+    """Whether the second is a function that the first can apply to its output."""
+    return isinstance(first, (InnerBatchNorm, _Conv)) and _function_of(second) is not None
+
+
+def _has_hooks(module):
+    return module is not None and bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _function_of(module):

@@ -13,6 +13,8 @@ from .expanded import Expanded
 from .planner import BACKENDS, Planned
 from .tensors import is_channels_last, like
 
+FUNCTIONS = {"relu": F.relu, "elu": F.elu}
+
 
 class _Conv(SteerableShells, Planned, Expanded):
     """The computation of R2Conv and R3Conv."""
@@ -21,15 +23,20 @@ class _Conv(SteerableShells, Planned, Expanded):
     def kernel(self):
         return (self.kernel_size,) * self.d
 
-    def forward(self, input, norm=None):
+    def forward(self, input, norm=None, function=""):
         """input: GeometricTensor [B, in_type.size, *spatial] -> GeometricTensor [B, out_type.size, *spatial].
 
-        norm  a batch norm of fields in evaluation, to compute with it (see why_not_foldable)
+        norm      a batch norm of fields in evaluation, to compute with it (see why_not_foldable)
+        function  "relu" or "elu" of every number of the output, or ""
         """
         check_input(self, input)
         x = input.tensor
         method = self.method_for(x)
-        y = self._dense(x, norm) if method == "dense" else self._factorised(x, norm, BACKENDS[method])
+        if method == "fused":
+            y = self._fused(x, norm, function)
+        else:
+            y = self._dense(x, norm) if method == "dense" else self._factorised(x, norm, BACKENDS[method])
+            y = FUNCTIONS[function](y) if function else y
         y = like(y, x)  # torch's convolutions with kernels of size 1 lose channels_last
         return GeometricTensor(y, self.out_type, coords=None)
 
@@ -40,18 +47,25 @@ class _Conv(SteerableShells, Planned, Expanded):
         return self._convolve(x, filter, bias)
 
     def _factorised(self, x, norm, backend):
+        x, weights, bias = self._operands(x, norm)
+        return steerable_conv(x, weights, self.plan, self.kernel, bias=bias, stride=self.stride,
+                              dilation=self.dilation, padding=self.padding, groups=self.groups, backend=backend,
+                              **self._options())
+
+    def _fused(self, x, norm, function):
+        x, weights, bias = self._operands(x, norm)
+        return fused_steerable_conv(x, weights, self.plan, self.kernel, bias=bias, stride=self.stride,
+                                    padding=self.padding, padding_mode=self.padding_mode, function=function)
+
+    def _operands(self, x, norm):
+        """x, weights and bias as the factorised methods take them."""
         weights, bias = self.weights_and_bias(norm)
         dtype = autocast_dtype(x.device.type)
         if dtype is not None:
             x = x.to(dtype)
         if x.dtype in LOW_PRECISION:
             weights, bias = weights.float(), None if bias is None else bias.to(x.dtype)
-        if backend == "fused":
-            return fused_steerable_conv(x, weights, self.plan, self.kernel, bias=bias, stride=self.stride,
-                                        padding=self.padding, padding_mode=self.padding_mode)
-        return steerable_conv(x, weights, self.plan, self.kernel, bias=bias, stride=self.stride,
-                              dilation=self.dilation, padding=self.padding, groups=self.groups, backend=backend,
-                              **self._options())
+        return x, weights, bias
 
     def _options(self):
         """What a convolution and a transposed one do not have in common, for ops.steerable_conv."""

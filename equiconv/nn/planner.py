@@ -38,6 +38,7 @@ class PlanReport:
     factorised_bytes, dense_bytes   the weights as either method multiplies by them: mixing matrices, filter
     reason
     scratch_bytes               of "two_pass" and "dense" on CUDA: what they need besides input and output; else None
+    why_not_fused               why "fused" cannot compute it on that device, or None
     """
     method: str
     input_shape: tuple
@@ -47,12 +48,14 @@ class PlanReport:
     dense_bytes: int
     reason: str
     scratch_bytes: object = None
+    why_not_fused: object = None
 
     def __str__(self):
         return (f"{self.method} for an input of {list(self.input_shape)}: {self.reason}\n"
                 f"factorised: {self.factorised:,.0f} multiplications per pixel, {self.factorised_bytes:,} bytes\n"
                 f"dense: {self.dense:,.0f} multiplications per pixel, {self.dense_bytes:,} bytes"
-                + ("" if self.scratch_bytes is None else f"\nit takes {self.scratch_bytes:,} bytes meanwhile"))
+                + ("" if self.scratch_bytes is None else f"\nit takes {self.scratch_bytes:,} bytes meanwhile")
+                + ("" if self.why_not_fused is None else f"\nfused: not possible, {self.why_not_fused}"))
 
 
 class Planned:
@@ -99,7 +102,8 @@ class Planned:
             scratch = cuda_costs.estimate(method, plan, geometry, shape[0], dtype, self.training,
                                           cuda_costs.current(device)).scratch
         return PlanReport(method, shape, work.multiplications, dense_work(plan, geometry.stride, geometry.up),
-                          size * work.packed, size * plan.out_channels * plan.in_channels * plan.taps, reason, scratch)
+                          size * work.packed, size * plan.out_channels * plan.in_channels * plan.taps, reason, scratch,
+                          self._why_not_fused(device, dtype))
 
     def geometry(self, input_shape):
         """layout.Geometry for inputs [B, in_type.size, *spatial]."""

@@ -35,7 +35,8 @@ def _convolve(source, weights, bias, plan, kernel, stride, adjoint, padding, tar
                           target_size, _memory_format(source), function)
 
 
-def _convolve_bwd(source, weights, companion, plan, kernel, stride, adjoint, padding, target_size, wants_target, wants_weights):
+def _convolve_bwd(source, weights, companion, plan, kernel, stride, adjoint, padding, target_size, wants_target,
+                  wants_weights):
     layer = _layer(source, plan, kernel, stride)
     packed, target, grad_weights = layer.pack(source, adjoint), source.new_empty(0), weights.new_empty(0)
     if wants_target:
@@ -62,7 +63,8 @@ def _fake(source, weights, bias, plan, kernel, stride, adjoint, padding, target_
     return _like(source, target_size)
 
 
-def _bwd_fake(source, weights, companion, plan, kernel, stride, adjoint, padding, target_size, wants_target, wants_weights):
+def _bwd_fake(source, weights, companion, plan, kernel, stride, adjoint, padding, target_size, wants_target,
+              wants_weights):
     target = _like(source, target_size) if wants_target else source.new_empty(0)
     return target, weights.new_empty(weights.shape if wants_weights else [0])
 
@@ -122,8 +124,8 @@ def _bwd_backward(ctx, backend, grad_target, grad_grad_weights):
 
 _CALL = "str plan, int[] kernel, int stride, bool adjoint, int[] padding, SymInt[] target_size"
 _fwd = library.define(
-    "steerable_conv", f"(Tensor source, Tensor weights, Tensor? bias, {_CALL}, str function) -> Tensor", {"fused": _convolve},
-    fake=_fake, setup_context=_setup_context, backward=_backward)
+    "steerable_conv", f"(Tensor source, Tensor weights, Tensor? bias, {_CALL}, str function) -> Tensor",
+    {"fused": _convolve}, fake=_fake, setup_context=_setup_context, backward=_backward)
 _bwd = library.define(
     "steerable_conv_bwd",
     f"(Tensor source, Tensor weights, Tensor companion, {_CALL}, bool wants_target, bool wants_weights) "
@@ -135,8 +137,8 @@ def fused_steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, 
                          function=""):
     """A steerable convolution in one kernel between the irreps of the input and those of the output.
 
-    x             [B, plan.in_channels, *size], two sizes or three, in either memory format: bfloat16, float16, or float32,
-                  which is rounded to TF32
+    x             [B, plan.in_channels, *size], two sizes or three, in either memory format: bfloat16, float16, or
+                  float32, which is rounded to TF32
     weights       [plan.weights], float32 or x's dtype; rounded like x where they are multiplied with
     plan          layout.FilterPlan
     kernel_size   (k, k) or (k, k, k), odd
@@ -153,7 +155,8 @@ def fused_steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, 
                        for value in (stride, padding))
     _check(x, weights, plan, kernel_size, bias, stride, padding, function)
     if padding_mode != "zeros":
-        x, padding = F.pad(x, [p for axis in reversed(padding) for p in (axis, axis)], padding_mode), (0,) * len(padding)
+        x = F.pad(x, [p for axis in reversed(padding) for p in (axis, axis)], padding_mode)
+        padding = (0,) * len(padding)
     size = [(n + 2 * p - k) // s + 1 for n, p, k, s in zip(x.shape[2:], padding, kernel_size, stride)]
     if not torch.compiler.is_compiling() and min(size) < 1:
         raise ValueError(f"fused_steerable_conv: x is too small for the kernel: its sizes {tuple(x.shape[2:])} give "
@@ -166,8 +169,8 @@ def _check(x, weights, plan, kernel_size, bias, stride, padding, function):
     if x.dtype not in NUMBERS:
         raise ValueError(f"fused_steerable_conv: x must be bfloat16, float16 or float32, got {x.dtype}")
     if len(kernel_size) not in (2, 3) or prod(kernel_size) != plan.taps:
-        raise ValueError(f"fused_steerable_conv: kernel_size must be two or three numbers whose product is {plan.taps}, "
-                         f"got {tuple(kernel_size)}")
+        raise ValueError(f"fused_steerable_conv: kernel_size must be two or three numbers whose product is "
+                         f"{plan.taps}, got {tuple(kernel_size)}")
     if x.dim() != 2 + len(kernel_size) or x.shape[1] != plan.in_channels:
         raise ValueError(f"fused_steerable_conv: x must have shape [B, {plan.in_channels}, *size] with "
                          f"{len(kernel_size)} sizes, got {tuple(x.shape)}")
