@@ -251,6 +251,16 @@ class Structure:
     def max_tiles(self):
         return max(sum(map(self._tiles, range(*steps))) for of_groups in self.steps_of for steps in of_groups)
 
+    @property
+    def max_sums(self):
+        """The most components of z that are kept as sums: those of one source block and group of harmonics."""
+        most = 0
+        for block, of_groups in zip(self.layer.source.blocks, self.steps_of):
+            for steps in of_groups if block.size > KEPT_COMPONENTS else ():
+                places = {z: self.size(n) for n, *zs in self.steps[slice(*steps)] for z in zs if z >= 0}
+                most = max(most, sum(places.values()))
+        return most
+
     def _tiles(self, step):
         n, _, z1 = self.steps[step]
         return self.pieces[n].copies // 8 * (2 if self.is_complex(n) or z1 >= 0 else 1)
@@ -393,13 +403,13 @@ def tile_for(tile, height):
 def forward_structures(layer, harmonics, shared_bytes):
     """(Tile, Structures for the forward kernel): as few as fit into that much shared memory of a block."""
     return _fewest(layer, harmonics, TILES[layer.harmonics.ndim - 1], lambda s, tile: (
-        s.channels <= FORWARD_CHANNELS and s.forward_bytes(tile) <= shared_bytes))
+        s.channels <= FORWARD_CHANNELS and s.max_sums <= FORWARD_SUMS and s.forward_bytes(tile) <= shared_bytes))
 
 
 def gradient_structures(layer, harmonics, shared_bytes):
     """The same for the gradient of the weights, of (whether the next pixels travel meanwhile: 2 buffers or 1, ...)."""
     return _fewest(layer, harmonics, (2, 1), lambda s, buffers: (
-        s.max_tiles <= GRADIENT_TILES and s.gradient_bytes(buffers) <= shared_bytes))
+        s.max_tiles <= GRADIENT_TILES and s.max_sums <= GRADIENT_SUMS and s.gradient_bytes(buffers) <= shared_bytes))
 
 
 def _fewest(layer, harmonics, options, fits):
