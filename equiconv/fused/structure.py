@@ -15,10 +15,10 @@ GROUP = 4                # harmonics that are computed together, where z's do no
 MAX_GROUP = 8            # that many accumulators leave registers for the rest
 KEPT_COMPONENTS = 2      # of an irrep, up to which the responses of all are kept; sums over them, where it has more
 FORWARD_SUMS = 16        # such sums of a group, 4 registers each
-GRADIENT_SUMS = 10       # 8 registers each
+GRADIENT_SUMS = 8        # 8 registers each
 SIZES = {2: (3, 5, 7, 9), 3: (3, 5)}  # of kernels; a window has 16 columns
 MAX_SLICES = 8           # kernels of one direction: each computes the harmonics again
-FORWARD_CHANNELS = 256   # their accumulators are half of a thread's registers
+FORWARD_CHANNELS = {2: 256, 4: 128}  # for numbers of that many bytes: their accumulators take half of the registers
 GRADIENT_WARPS = 8
 GRADIENT_TILES = 24      # accumulators of a warp: 96 registers
 LANES_OF_OPERAND = 256   # numbers of 16 x 16
@@ -403,7 +403,7 @@ def tile_for(tile, height):
 def forward_structures(layer, harmonics, shared_bytes):
     """(Tile, Structures for the forward kernel): as few as fit into that much shared memory of a block."""
     return _fewest(layer, harmonics, TILES[layer.harmonics.ndim - 1], lambda s, tile: (
-        s.channels <= FORWARD_CHANNELS and s.max_sums <= FORWARD_SUMS and s.forward_bytes(tile) <= shared_bytes))
+        s.channels <= FORWARD_CHANNELS[layer.dtype.itemsize] and s.max_sums <= FORWARD_SUMS and s.forward_bytes(tile) <= shared_bytes))
 
 
 def gradient_structures(layer, harmonics, shared_bytes):
