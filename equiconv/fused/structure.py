@@ -402,8 +402,9 @@ def tile_for(tile, height):
 
 def forward_structures(layer, harmonics, shared_bytes):
     """(Tile, Structures for the forward kernel): as few as fit into that much shared memory of a block."""
+    channels = FORWARD_CHANNELS[layer.dtype.itemsize]
     return _fewest(layer, harmonics, TILES[layer.harmonics.ndim - 1], lambda s, tile: (
-        s.channels <= FORWARD_CHANNELS[layer.dtype.itemsize] and s.max_sums <= FORWARD_SUMS and s.forward_bytes(tile) <= shared_bytes))
+        s.channels <= channels and s.max_sums <= FORWARD_SUMS and s.forward_bytes(tile) <= shared_bytes))
 
 
 def gradient_structures(layer, harmonics, shared_bytes):
