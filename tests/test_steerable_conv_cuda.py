@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.library import opcheck
 
 from equiconv.basis import cache as disk
-from equiconv.formats import is_channels_last
+from equiconv.formats import CHANNELS_LAST, is_channels_last, like
 from equiconv.fused import (
     Unsupported,
     compiler,
@@ -34,15 +35,15 @@ FOLDER = ROOT / "csrc/cuda/steerable_conv"
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 needs_gpp = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
-BF16, F16 = torch.bfloat16, torch.float16
-WARPS = [structure.forward_warps(height) for height in (32, 8)]
+BF16, F16, TF32 = torch.bfloat16, torch.float16, torch.float32  # as the kernels take float32
+HEIGHTS = (32, 1)  # of images: there are kernels for small ones
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}  # bytes of a block
 
 
 def is_supported(case):
     options = case.arguments
-    return (case.module == "R2Conv" and options["kernel_size"] in (3, 5, 7)
-            and not {"stride", "dilation", "groups"} & set(options))
+    return (case.module in ("R2Conv", "R3Conv") and options["kernel_size"] in structure.SIZES[case.dimensions]
+            and options.get("stride", 1) in (1, 2) and not {"dilation", "groups"} & set(options))
 
 
 SUPPORTED = [case for case in SMALL if is_supported(case)]
@@ -65,9 +66,18 @@ def layer_of(name, k):
     return Call(plan_between(name, fields, fields, k), (k, k), {"padding": k // 2}, 1, (9, 10))
 
 
+IN_SPACE = ("SO(3)", "octahedral")
+
+
+def layer_in_space(name, k):
+    """The same in three dimensions: irreps of degree 0, 1 and 2, or 8 regular fields of the octahedral group."""
+    fields = cases.irreps(0, 1, 2, fields=16) if name == "SO(3)" else regular(8)
+    return Call(plan_between(name, fields, fields, k), (k, k, k), {"padding": k // 2}, 1, (5, 6, 9))
+
+
 def fused(call):
     """The call by fused_steerable_conv: a function of (x, weights, bias)."""
-    names = ("padding", "padding_mode")
+    names = ("stride", "padding", "padding_mode", "activation")
     options = {name: value for name, value in call.options.items() if name in names}
     return lambda x, weights, bias: fused_steerable_conv(x, weights, call.plan, call.kernel, bias=bias, **options)
 
@@ -75,7 +85,7 @@ def fused(call):
 def inputs(call, dtype, device="cpu", channels_last=False):
     """[x of dtype, weights and bias of float32]"""
     x, *others = call.tensors()
-    x = x.to(device, dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    x = x.to(device, dtype, memory_format=CHANNELS_LAST[x.dim()] if channels_last else torch.contiguous_format)
     return [x, *(None if t is None else t.to(device, torch.float32) for t in others)]
 
 
@@ -95,11 +105,12 @@ def compare(call, dtype, **options):
     tensors = inputs(call, dtype, **options)
     exact = [None if t is None else t.double() for t in tensors]
     y = call.dense(*exact)
-    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(call.seed + 1)).to(dtype)
-    dense = call.convolve(exact[0], rounded(filter_of(call, exact[1]), dtype), exact[2])
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(call.seed + 1))
+    grad = like(grad.to(dtype), tensors[0])
+    dense = call.convolve(rounded(exact[0], dtype), rounded(filter_of(call, exact[1]), dtype), exact[2])
     got = results(fused(call), tensors, grad)
     assert got[0].dtype == dtype and is_channels_last(got[0]) == is_channels_last(tensors[0])
-    return got, results(call.dense, exact, grad), [rounded(dense, dtype)], [y]
+    return got, results(call.dense, exact, grad), [dense.to(dtype).to(dense.dtype)], [y]
 
 
 def filter_of(call, weights):
@@ -107,30 +118,46 @@ def filter_of(call, weights):
 
 
 def rounded(tensor, dtype):
-    return tensor.to(dtype).to(tensor.dtype)
+    """As tensor cores take numbers of that dtype."""
+    return torch.from_numpy(irreps.round_to(tensor.double().numpy(), dtype)).to(tensor.dtype)
 
 
 def structures_of(call, dtype=BF16, shared_bytes=SHARED["sm_90"]):
-    """{kind: Structures} of the kernels of a layer: forward, adjoint and gradient."""
+    """{kind: (Tile or, for the gradient, buffers; Structures)} of the kernels of a layer."""
     sides, found = irreps.sides_of(call.plan), {}
+    stride = call.options.get("stride", 1)
     for name, adjoint in (("forward", False), ("adjoint", True)):
-        layer = irreps.IrrepLayer(call.plan, call.kernel, sides, adjoint, dtype)
-        harmonics = structure.Harmonics(layer)
+        layer = irreps.IrrepLayer(call.plan, call.kernel, sides, adjoint, dtype, stride)
+        harmonics = structure.Harmonics(layer, structure.FORWARD_SUMS)
         found[name] = structure.forward_structures(layer, harmonics, shared_bytes)
         if not adjoint:
+            harmonics = structure.Harmonics(layer, structure.GRADIENT_SUMS)
             found["gradient"] = structure.gradient_structures(layer, harmonics, shared_bytes)
     return found
 
 
 def sources_of(call, dtype=BF16, shared_bytes=SHARED["sm_90"]):
     """The C++ texts of those kernels."""
-    number = NUMBERS[dtype]
-    return [source for kind, found in structures_of(call, dtype, shared_bytes).items() for s in found
-            for source in ([s.gradient_source(number)] if kind == "gradient" else
-                           [s.forward_source(number, warps) for warps in WARPS])]
+    texts, number = [], NUMBERS[dtype]
+    for kind, (option, structures) in structures_of(call, dtype, shared_bytes).items():
+        if kind == "gradient":
+            texts += [s.gradient_source(number, option) for s in structures]
+        else:
+            tiles = dict.fromkeys(structure.tile_for(option, height) for height in HEIGHTS)
+            stores = [False, True] if len(structures) == 1 and structures[0].fields is not None else [False]
+            texts += [s.forward_source(number, tile, store) for s in structures for tile in tiles for store in stores]
+    return texts
 
 
 # ---- values and gradients, emulated ----
+
+@needs_gpp
+def test_emulated_in_space(gpu):
+    """Irreps of more components than are kept at once, with a stride, in TF32."""
+    fields = cases.irreps(0, 1)
+    assert_as_good_as_dense(Call(plan_between("SO(3)", fields, fields, 3), (3, 3, 3), {"stride": 2, "padding": 1}, 2,
+                                 (3, 6, 5)), TF32, draws=4, channels_last=True)
+
 
 @needs_gpp
 @pytest.mark.slow
@@ -150,8 +177,8 @@ def test_emulated_options(gpu):
     assert_as_good_as_dense(call.with_(options={"padding": 2, "padding_mode": "reflect"}), BF16)
     y, *gradients = results(fused(call), inputs(call.with_(batch=0), BF16))
     assert y.shape == (0, call.plan.out_channels, 9, 8) and not any(g.any() for g in gradients)
-    assert set(gpu.launched) == {"equiconv_change_channels", "equiconv_pack_weights", "equiconv_forward",
-                                 "equiconv_grad_weight", "equiconv_reduce", "equiconv_unpack_gradient"}
+    assert set(gpu.launched) == {f"equiconv_{name}" for name in (
+        "pack_channels", "pack_weights", "forward", "unpack_channels", "grad_weight", "reduce", "unpack_gradient")}
 
 
 @needs_gpp
@@ -165,6 +192,13 @@ def test_small_images(gpu, size):
 @pytest.mark.slow
 def test_float16(gpu):
     assert_as_good_as_dense(small_call(), F16)
+
+
+@needs_gpp
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["c4_interleaved", "d4_quotient", "so3_irreps", "c4_stride2"])
+def test_tf32(gpu, name):
+    assert_as_good_as_dense(Call.of(CASES[name]), TF32, draws=4)
 
 
 def small_call():
@@ -200,11 +234,34 @@ def test_second_derivatives(gpu):
 
 
 @needs_gpp
+@pytest.mark.slow
+@pytest.mark.parametrize("name,fields,dtype", [("C3", (3, 3), BF16), ("D1", (17, 2), BF16), ("C4", (8, 8), TF32)])
+def test_fields_are_written_by_the_kernel_itself(gpu, name, fields, dtype):
+    """Of channels_last tensors; one number at a time, two or 16 bytes."""
+    call = Call(plan_between(name, *map(regular, fields), 3), (3, 3), {"padding": 1}, 2, (5, 9))
+    assert_as_good_as_dense(call, dtype, channels_last=True)
+    assert gpu.launched.count("equiconv_forward") == 2 and "equiconv_unpack_channels" not in gpu.launched
+
+
+@needs_gpp
+@pytest.mark.slow
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_activations(gpu, channels_last):
+    call = staged_call("D1")
+    tensors = inputs(call, BF16, channels_last=channels_last)
+    grad = like(torch.randn(1, 4, *call.size), tensors[0])
+    for name, function in (("relu", F.relu), ("elu", F.elu)):
+        got = results(fused(call.with_(options={**call.options, "activation": name})), tensors, grad)
+        want = results(lambda *tensors, f=function: f(fused(call)(*tensors)), tensors, grad)
+        assert max(errors(got, [t.double() for t in want])) < (1e-9 if name == "relu" else 4e-3), name
+
+
+@needs_gpp
 def test_opcheck(gpu):
     call = small_call()
     x, weights, bias = inputs(call, BF16)
-    arguments = (_key_of(call.plan), [3, 3], False, [1, 1], [call.plan.out_channels, 9, 8])
-    opcheck(torch.ops.equiconv.steerable_conv.fused, (x, weights, bias, *arguments))
+    arguments = (_key_of(call.plan), [3, 3], 1, False, [1, 1], [call.plan.out_channels, 9, 8])
+    opcheck(torch.ops.equiconv.steerable_conv.fused, (x, weights, bias, *arguments, "elu"))
     y = torch.ones(2, call.plan.out_channels, 9, 8, dtype=BF16)
     opcheck(torch.ops.equiconv.steerable_conv_bwd.fused, (x, weights, y, *arguments, True, True))
 
@@ -269,8 +326,8 @@ def test_every_barrier_and_wait_is_needed(monkeypatch, folder, file, line):
 
 def test_structs_of_python_are_those_of_cpp():
     text = re.sub(r"//.*", "", "".join(path.read_text() for path in FOLDER.glob("*.cuh")))
-    for struct in (launch.Image, launch.Terms, launch.Channels, launch.ForwardParams, launch.GradWeightParams,
-                   launch.ChangeChannelsParams, launch.MapParams, launch.ReduceParams):
+    for struct in (launch.Image, launch.Output, launch.Terms, launch.Channels, launch.ForwardParams,
+                   launch.GradWeightParams, launch.ChangeChannelsParams, launch.MapParams, launch.ReduceParams):
         body = re.search(rf"struct {struct.__name__} {{(.*?)}};", text, re.S)[1]
         found = []
         for declaration in filter(None, map(str.strip, body.split(";"))):
@@ -295,7 +352,7 @@ def test_harmonics_lose_little_when_rounded(k, dtype):
 @pytest.mark.parametrize("name,k,forward,gradient", [("C8", 5, 1, 1), ("D8", 5, 1, 1), ("C16", 5, 3, 5)])
 def test_number_of_kernels(name, k, forward, gradient):
     found = structures_of(layer_of(name, k))
-    assert [len(found[kind]) for kind in ("forward", "adjoint", "gradient")] == [forward, forward, gradient]
+    assert [len(found[kind][1]) for kind in ("forward", "adjoint", "gradient")] == [forward, forward, gradient]
 
 
 def test_complex_types_share_their_z():
@@ -315,8 +372,9 @@ def test_sparse_map():
 # ---- what it cannot do ----
 
 @pytest.mark.parametrize("changes,dtype,reason", [
-    ({}, torch.float32, "bfloat16 and float16"), ({"up": True}, BF16, "transposed"),
-    ({"stride": (2, 2)}, BF16, r"a stride of 1 .* not \(2, 2\)"), ({"dilation": (1, 2)}, BF16, "a dilation of 1"),
+    ({}, torch.float64, "bfloat16, float16 and TF32"), ({"up": True}, BF16, "transposed"),
+    ({"stride": (2, 1)}, BF16, r"the same along every axis, not \(2, 1\)"),
+    ({"dilation": (1, 2)}, BF16, "a dilation of 1"), ({"kernel": (3, 5)}, BF16, "equal sizes"),
     ({"groups": 2}, BF16, "groups"), ({}, BF16, "needs a CUDA device, not 'cpu'")])
 def test_reasons(changes, dtype, reason):
     call = small_call()
@@ -328,13 +386,19 @@ def test_reasons(changes, dtype, reason):
 
 
 @pytest.mark.parametrize("name,reason", [
-    ("c4_k1", "sizes 3 to 9"), ("c4_k4", "odd square"), ("so3_irreps", "in the plane")])
+    ("c4_k1", "sizes 3, 5, 7, 9 .* not 1"), ("c4_k4", "not 4")])
 def test_unsupported_layers(monkeypatch, tmp_path, name, reason):
     emulated_gpu.emulate(monkeypatch, tmp_path)
     call = Call.of(CASES[name])
     for _ in range(2):  # the second time it is remembered
         with pytest.raises(Unsupported, match=reason):
             fused_layer(call.plan, call.kernel, torch.device("cpu"), BF16)
+
+
+def test_kernels_in_space_are_small():
+    structure.check_kernel((5, 5, 5))
+    with pytest.raises(Unsupported, match="sizes 3, 5 are implemented, not 7"):
+        structure.check_kernel((7, 7, 7))
 
 
 @pytest.mark.parametrize("kilobytes,reason", [
@@ -347,8 +411,9 @@ def test_a_layer_that_is_too_wide(monkeypatch, tmp_path, kilobytes, reason):
 
 
 @pytest.mark.parametrize("changes,message", [
-    ({"x": torch.zeros(1, 4, 5, 5)}, "x must be bfloat16 or float16, got torch.float32"),
-    ({"x": torch.zeros(1, 3, 5, 5, dtype=BF16)}, r"x must have shape \[B, 10, height, width\], got \(1, 3, 5, 5\)"),
+    ({"x": torch.zeros(1, 10, 5, 5).double()}, "x must be bfloat16, float16 or float32, got torch.float64"),
+    ({"x": torch.zeros(1, 3, 5, 5, dtype=BF16)}, r"x must have shape \[B, 10, \*size\] .* got \(1, 3, 5, 5\)"),
+    ({"stride": 3}, r"stride must be 1 or 2, .* got \(3, 3\)"),
     ({"weights": torch.zeros(3)}, "weights must be "),
     ({"kernel_size": (5, 5)}, "kernel_size must be .* product is 9"),
     ({"padding": -1}, r"padding must be .* got \(-1, -1\)"),
@@ -432,6 +497,19 @@ def test_all_kernels_of_a_layer_compile(tmp_path, dtype, arch):
     ("C16", 5), ("SO(2)", 5), ("O(2)", 5)])
 def test_layers_compile_without_spills(tmp_path, name, k, arch):
     for source in sources_of(layer_of(name, k), shared_bytes=SHARED[arch]):
+        compile_(tmp_path, source, arch)
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("dtype,stride", [(BF16, 1), (BF16, 2), (TF32, 1)], ids=["bf16", "bf16_stride2", "tf32"])
+@pytest.mark.parametrize("name,k", [("C8", 3), ("C8", 5), ("C8", 7), ("D8", 5), *(
+    (name, k) for name in IN_SPACE for k in (3, 5))])
+def test_more_layers_compile_without_spills(tmp_path, name, k, dtype, stride, arch):
+    call = (layer_in_space if name in IN_SPACE else layer_of)(name, k)
+    call = call.with_(options={**call.options, "stride": stride})
+    for source in sources_of(call, dtype, SHARED[arch]):
         compile_(tmp_path, source, arch)
 
 

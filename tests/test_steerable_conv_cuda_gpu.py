@@ -16,6 +16,7 @@ from tests.test_steerable_conv_cuda import (
     BF16,
     F16,
     SUPPORTED,
+    TF32,
     assert_as_good_as_dense,
     fused,
     inputs,
@@ -27,10 +28,10 @@ ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-FAST = ("c4_interleaved", "d4_quotient", "so2_irreps", "d2_odd_fields")
+FAST = ("c4_interleaved", "d4_quotient", "so2_irreps", "c4_stride2", "so3_irreps")
 
 
-@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+@pytest.mark.parametrize("dtype", [BF16, pytest.param(F16, marks=pytest.mark.slow), TF32], ids=str)
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[] if case.name in FAST else pytest.mark.slow)
                                   for case in SUPPORTED], ids=lambda case: case.name)
 def test_cases(case, dtype):
@@ -112,7 +113,8 @@ def test_launches():
         fused(call)(*tensors)
         torch.cuda.synchronize()
     kernels = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    assert sorted(kernels) == ["equiconv_change_channels"] * 2 + ["equiconv_forward", "equiconv_pack_weights"]
+    assert sorted(kernels) == ["equiconv_forward", "equiconv_pack_channels", "equiconv_pack_weights",
+                               "equiconv_unpack_channels"]
 
 
 def test_compile():

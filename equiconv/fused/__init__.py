@@ -8,6 +8,6 @@ launch     from machine code to a running kernel
 layer      all of it, for tensors
 """
 from .irreps import Unsupported
-from .layer import FusedLayer, fused_layer, fused_unavailable_reason
+from .layer import ACTIVATIONS, FusedLayer, fused_layer, fused_unavailable_reason
 
-__all__ = ["FusedLayer", "Unsupported", "fused_layer", "fused_unavailable_reason"]
+__all__ = ["ACTIVATIONS", "FusedLayer", "Unsupported", "fused_layer", "fused_unavailable_reason"]

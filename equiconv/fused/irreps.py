@@ -42,6 +42,7 @@ class Side:
     """The input or the output of a layer: fields, and those of their irreps that have weights, in blocks.
 
     blocks     list of Block
+    fields     list of FieldsOf, of the fields
     channels   of the blocks, with padding
     place      {(channels of the fields, field, first component of the irrep): (number of the block, copy)}
     to_packed  [channels, field channels]: of the input x^ = to_packed @ x, of the output y = to_packed.T @ y^
@@ -50,7 +51,8 @@ class Side:
     def __init__(self, slots, field_channels, basis):
         """slots: (FieldsOf, IrrepSlot) of each weight; basis(layout) [size, size]: to irreps"""
         irreps, copies = {slot.irrep for _, slot in slots}, {}
-        for f in {f.channels: f for f, _ in slots}.values():
+        self.fields = list({f.channels: f for f, _ in slots}.values())
+        for f in self.fields:
             for slot in (slot for slot in f.layout.slots if slot.irrep in irreps):
                 size, found = copies.setdefault(slot.irrep, (slot.size, []))
                 found += [(f, i, slot) for i in range(len(f))]
@@ -94,18 +96,22 @@ class IrrepLayer:
     """A FilterPlan in one of the two directions: from the input to the output or, the adjoint, from that to the input.
 
     source, target   Side
-    harmonics        [R, k, k], each even or odd along each axis
+    harmonics        [R, *kernel], each even or odd along each axis
+    dtype            torch's, of the numbers that the harmonics are rounded to
+    stride, up       see Image in csrc/cuda/steerable_conv/structure.cuh
     tensors          {(number of a source block, of a target block): list of T [d_target, d_source, R]}
     is_complex       for each target block, whether its z serve two parts
     mixing           Mixing
     """
 
-    def __init__(self, plan, kernel, sides, adjoint, dtype):
-        """sides: (input, output); dtype: torch's, of the numbers that the harmonics are rounded to"""
+    def __init__(self, plan, kernel, sides, adjoint, dtype, stride=1):
+        """sides: (input, output); stride: of the layer, along every axis"""
         self.source, self.target = reversed(sides) if adjoint else sides
+        self.dtype, (self.stride, self.up) = dtype, (1, stride) if adjoint else (stride, 1)
         harmonics = symmetrise(plan.harmonics, kernel).reshape(-1, *kernel)
         scales = _exact_scales(harmonics, dtype)
-        self.harmonics = scales[:, None, None] * (harmonics[:, ::-1, ::-1] if adjoint else harmonics)
+        harmonics = scales.reshape(-1, *[1] * len(kernel)) * harmonics
+        self.harmonics = np.flip(harmonics, range(1, harmonics.ndim)) if adjoint else harmonics
         paths = list(_paths(plan, scales, self.source, self.target, adjoint))
         self.is_complex = [_is_complex(n, block.size, paths) for n, block in enumerate(self.target.blocks)]
         self.tensors, rows = {}, []
@@ -116,6 +122,14 @@ class IrrepLayer:
             rows.append((path.target * ones, path.target_copies, path.source * ones, path.source_copies, z * ones,
                          part * ones, path.weights, scale * ones))
         self.mixing = Mixing(*map(np.concatenate, zip(*rows)))
+
+
+def round_to(values, dtype):
+    """An array of float64, rounded as the kernels round to a torch.dtype: float32 stands for TF32."""
+    if dtype != torch.float32:
+        return torch.from_numpy(values).to(dtype).double().numpy()
+    bits = values.astype(np.float32).view(np.int32)
+    return ((bits + 0x1000) & ~0x1fff).view(np.float32).astype(np.float64)
 
 
 def sides_of(plan):
@@ -145,12 +159,12 @@ class _Path:
 
 
 def _exact_scales(harmonics, dtype):
-    """Factors [R] with which harmonics [R, k, k] lose least when they are rounded to a torch.dtype.
+    """Factors [R] with which harmonics [R, *kernel] lose least when they are rounded to a torch.dtype.
 
     A harmonic has few different values: there are factors that make all of them nearly exact.
     """
     def error(values):  # [R, scales]
-        rounded = torch.from_numpy(values).to(dtype).double().numpy()
+        rounded = round_to(values, dtype)
         return np.square(rounded - values).sum(-1) / np.square(values).sum(-1)
 
     return SCALES[np.argmin(error(harmonics.reshape(len(harmonics), 1, -1) * SCALES[:, None]), axis=1)]

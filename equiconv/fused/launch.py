@@ -15,16 +15,16 @@ def _struct(name, **members):
 
 
 # the same members in the same order as in csrc/cuda/steerable_conv
-Image = _struct("Image", height=INT, width=INT, out_height=INT, out_width=INT, pad_y=INT, pad_x=INT, tiles_y=INT,
-                tiles_x=INT)
+Image = _struct("Image", **dict.fromkeys(
+    "depth height width out_depth out_height out_width pad_z pad_y pad_x tiles_z tiles_y tiles_x".split(), INT))
 Terms = _struct("Terms", start=POINTER, index=POINTER, coefficients=POINTER, count=INT, from_count=INT)
 Channels = _struct("Channels", batch_stride=LONG, pixel_stride=LONG, channel_stride=LONG)
-ForwardParams = _struct("ForwardParams", x=POINTER, weights=POINTER, toeplitz=POINTER, y=POINTER, y_channels=INT,
-                        image=Image)
+Output = _struct("Output", y=POINTER, bias=POINTER, channels=INT, function=INT)
+ForwardParams = _struct("ForwardParams", x=POINTER, weights=POINTER, toeplitz=POINTER, output=Output, image=Image)
 GradWeightParams = _struct("GradWeightParams", x=POINTER, gradient=POINTER, toeplitz=POINTER, partial=POINTER,
                            gradient_channels=INT, tiles=INT, image=Image)
 ChangeChannelsParams = _struct("ChangeChannelsParams", **{"from": POINTER}, to=POINTER, terms=Terms, bias=POINTER,
-                               from_channels=Channels, to_channels=Channels, pixels=INT)
+                               from_channels=Channels, to_channels=Channels, pixels=INT, function=INT)
 MapParams = _struct("MapParams", **{"from": POINTER}, to=POINTER, terms=Terms)
 ReduceParams = _struct("ReduceParams", partial=POINTER, sum=POINTER, count=INT, size=INT)
 

@@ -1,24 +1,25 @@
 """The numbers that the fused kernels multiply by, in the order in which tensor cores take them."""
 import numpy as np
 
+from .structure import LANES_OF_OPERAND
 
-def toeplitz(harmonics):
-    """[fragment, lane, register, half]: the products of a Toeplitz matrix with 16 columns give 8 pixels.
 
-    Registers 0 and 2 belong to the first harmonic of a pair, 1 and 3 to the second.
+def toeplitz(harmonics, size):
+    """The operands of the fragments, one after another, for numbers of `size` bytes.
+
+    The product of such a Toeplitz matrix with 16 columns gives 8 pixels. The order is that of Number::fetch_a of
+    device.cuh or, of a single harmonic, Number::fetch.
     """
-    lane, taps = np.arange(32), harmonics.taps
-    operands = np.zeros((len(harmonics.fragments), 32, 4, 2))
-    for i, (pair, row) in enumerate(harmonics.of_fragment):
-        for register in range(4):
-            if register % 2 >= len(pair):
-                continue
-            taps_of_row = harmonics.values[pair[register % 2]][taps // 2 + row]
-            for half in range(2):
-                tap = 2 * (lane % 4) + half + 8 * (register // 2) - lane // 4
-                inside = (tap >= 0) & (tap < taps)
-                operands[i, :, register, half] = np.where(inside, taps_of_row[np.clip(tap, 0, taps - 1)], 0)
-    return operands
+    lane, stride, taps, operands = np.arange(32), harmonics.stride, harmonics.taps, []
+    for pair, plane, row, phase in harmonics.of_fragment:
+        operand = np.zeros((32, 2, len(pair), 2))  # lane, half of the columns, harmonic, number
+        for half, h, number in np.ndindex(operand.shape[1:]):
+            taps_of_row = harmonics.values[pair[h], harmonics.depth_taps // 2 + plane, taps // 2 + row]
+            tap = stride * (2 * (lane % 4) + number + 8 * half - lane // 4) + phase
+            inside = (tap >= 0) & (tap < taps)
+            operand[:, half, h, number] = np.where(inside, taps_of_row[np.clip(tap, 0, taps - 1)], 0)
+        operands.append((operand.transpose(1, 0, 3, 2) if size == 4 and len(pair) == 2 else operand).ravel())
+    return np.concatenate(operands)
 
 
 class SparseMap:
@@ -56,17 +57,20 @@ def _of_structure(structure):
 
 
 def weight_map(structure, weights):
-    """SparseMap from the layer's weights to the operands [n_operands, lane, register, half] of the forward kernel."""
+    """SparseMap from the layer's weights to the forward kernel's operands [operand, lane, 8 copies, z, number]."""
     to, index, values = [], [], []
+    places = np.arange(LANES_OF_OPERAND)  # of [lane, 8 copies, z, number]
+    if structure.layer.dtype.itemsize == 4:  # [8 copies, lane, z, number], as Number::fetch takes them
+        places = places.reshape(2, 32, 4).swapaxes(0, 1).ravel()
     for rows, copy, step, which in _of_structure(structure):
         m, at = rows.source, rows.source_copy
         operand = structure.operand_base[m] + at // 8 * np.array(structure.operands)[m] + structure.operand[step]
         operand += copy // 16
         lane, register = copy % 8 * 4 + at % 8 // 2, copy // 8 % 2 * 2 + which
-        to.append(((operand * 32 + lane) * 4 + register) * 2 + at % 2)
+        to.append(operand * LANES_OF_OPERAND + places[(lane * 4 + register) * 2 + at % 2])
         index.append(rows.weight)
         values.append(rows.scale)
-    shape = (int(structure.operand_base[-1]) * 256, weights)
+    shape = (int(structure.operand_base[-1]) * LANES_OF_OPERAND, weights)
     return SparseMap(*map(np.concatenate, (to, index, values)), shape)
 
 

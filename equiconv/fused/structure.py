@@ -2,61 +2,100 @@
 
 csrc/cuda/steerable_conv/structure.cuh says what they mean.
 """
-from collections import deque
+from collections import deque, namedtuple
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 
-from .irreps import ALIGNMENT, Unsupported
+from .irreps import ALIGNMENT, ROUNDING, Unsupported
 
 GROUP = 4                # harmonics that are computed together, where z's do not need more of them
 MAX_GROUP = 8            # that many accumulators leave registers for the rest
-MAX_TAPS = 9             # columns of a window: 16
+KEPT_COMPONENTS = 2      # of an irrep, up to which the responses of all are kept; sums over them, where it has more
+FORWARD_SUMS = 16        # such sums of a group, 4 registers each
+GRADIENT_SUMS = 8        # 8 registers each
+SIZES = {2: (3, 5, 7, 9), 3: (3, 5)}  # of kernels; a window has 16 columns
 MAX_SLICES = 8           # kernels of one direction: each computes the harmonics again
-FORWARD_WARPS = 8        # for a tile of 16 rows of pixels
-SMALL_IMAGE = 8          # rows, up to which half as many compute a tile
-FORWARD_CHANNELS = 256   # their accumulators are half of a thread's registers
+FORWARD_CHANNELS = {2: 256, 4: 128}  # for numbers of that many bytes: their accumulators take half of the registers
 GRADIENT_WARPS = 8
 GRADIENT_TILES = 24      # accumulators of a warp: 96 registers
-FRAGMENT_BYTES = 512     # 16 x 16 numbers
+LANES_OF_OPERAND = 256   # numbers of 16 x 16
+PADDING = {2: 64, 4: 16}  # bytes after the sheets of copies, for numbers of that many bytes
+
+# What a block of the forward kernel computes: warps along the depth and along the height (each of 2 rows of 8 pixels),
+# the copies that are staged at a time, and 2 buffers where the next ones travel meanwhile. The first ones are preferred
+# where they do not need more kernels.
+Tile = namedtuple("Tile", "planes rows copies buffers")
+TILES = {2: (Tile(1, 8, 16, 2), Tile(1, 8, 8, 2), Tile(1, 4, 8, 2)),
+         3: (Tile(4, 2, 16, 2), Tile(4, 2, 8, 2), Tile(2, 2, 8, 2), Tile(2, 2, 8, 1))}
 
 
 def check_kernel(kernel):
     """Raises Unsupported for spatial sizes of a filter that the fused kernels cannot have."""
-    if len(kernel) != 2 or kernel[0] != kernel[1] or kernel[0] % 2 == 0:
-        raise Unsupported("only odd square kernels in the plane are implemented")
-    if not 3 <= kernel[0] <= MAX_TAPS:
-        raise Unsupported(f"only kernels of sizes 3 to {MAX_TAPS} are implemented")
+    if len(set(kernel)) != 1:
+        raise Unsupported(f"only kernels of equal sizes are implemented, not {tuple(kernel)}")
+    sizes = SIZES[len(kernel)]
+    if kernel[0] not in sizes:
+        raise Unsupported(f"only kernels of sizes {', '.join(map(str, sizes))} are implemented, not {kernel[0]}")
 
 
 class Harmonics:
     """How the harmonics of an IrrepLayer are computed.
 
-    groups      list of ({harmonic: slot}, pairs, first fragment, last fragment)
-    fragments   list of (pair, tap row, whether odd along y, whether there are two harmonics)
-    of_fragment list of (harmonics, tap row)
+    values      [R, depth, height, width]
+    groups      list of ({harmonic: slot}, pairs, first slab, last slab)
+    slabs       list of (tap plane, phase, whether odd along z, fragments, pairs that are complete then), (first, last)
+    fragments   list of (pair, tap row, whether odd along y, whether there are two harmonics, harmonics before it)
+    of_fragment list of (harmonics, tap plane, tap row, phase)
     """
 
-    def __init__(self, layer):
-        self.values, self.taps = layer.harmonics, layer.harmonics.shape[-1]
+    def __init__(self, layer, sums):
+        """sums: the most that a group may keep, of sums over the components of an irrep"""
+        taps = layer.harmonics.shape[1:]
+        self.values, self.stride = layer.harmonics.reshape(-1, *(1,) * (3 - len(taps)), *taps), layer.stride
+        self.depth_taps, self.taps = self.values.shape[1:3]
         self.parities = [_parities(h) for h in self.values]
         if None in self.parities:
             raise Unsupported("a harmonic is neither even nor odd")
-        self.groups, self.fragments, self.of_fragment = [], [], []
-        for group in self._groups(layer):
-            odd = {h: self.parities[h][0] for h in group}
-            pairs = [hs[i:i + 2] for value in (False, True) for hs in [[h for h in group if odd[h] == value]]
-                     for i in range(0, len(hs), 2)]
-            first = len(self.fragments)
-            for i, pair in enumerate(pairs):
-                for row in range(odd[pair[0]], self.taps // 2 + 1):  # an odd one is zero in the row of the centre
-                    self.fragments.append((i, row, odd[pair[0]], len(pair) == 2))
-                    self.of_fragment.append((pair, row))
+        self.groups, self.slabs, self.fragments, self.of_fragment = [], [], [], []
+        for group in self._groups(layer, sums):
+            pairs = self._pairs(group)
+            first = len(self.slabs)
+            for odd in (False, True):
+                mine = [i for i, pair in enumerate(pairs) if self.parities[pair[0]][0] == odd]
+                if mine:
+                    self._add_slabs(pairs, odd, (mine[0], mine[-1] + 1))
             slots = {h: 2 * i + j for i, pair in enumerate(pairs) for j, h in enumerate(pair)}
-            self.groups.append((slots, len(pairs), first, len(self.fragments)))
+            self.groups.append((slots, len(pairs), first, len(self.slabs)))
 
-    def _groups(self, layer):
+    @property
+    def harmonics_of_fragments(self):
+        return sum(len(harmonics) for harmonics, *_ in self.of_fragment)
+
+    def _pairs(self, group):
+        """Pairs of harmonics that are odd or even along z and y alike; a few harmonics are left alone."""
+        alike = {}
+        for h in group:
+            alike.setdefault(self.parities[h][:2], []).append(h)
+        return [hs[i:i + 2] for _, hs in sorted(alike.items()) for i in range(0, len(hs), 2)]
+
+    def _add_slabs(self, pairs, odd, mine):
+        """Of pairs mine[0] .. mine[1], which are alike along z."""
+        planes = range(odd, self.depth_taps // 2 + 1)  # an odd one is zero in the plane of the centre
+        places = list(product(planes, range(self.stride)))
+        for plane, phase in places:
+            first = len(self.fragments)
+            for i in range(*mine):
+                odd_y = self.parities[pairs[i][0]][1]
+                for row in range(odd_y, self.taps // 2 + 1):
+                    self.fragments.append((i, row, odd_y, len(pairs[i]) == 2, self.harmonics_of_fragments))
+                    self.of_fragment.append((pairs[i], plane, row, phase))
+            done = mine if (plane, phase) == places[-1] else (0, 0)
+            self.slabs.append((plane, phase, odd, (first, len(self.fragments)), done))
+
+    def _groups(self, layer, sums):
         """Lists of harmonics. Those of one z go together, and with others of the same parities."""
         joined = {h: frozenset([h]) for h in range(len(self.values))}
         for tensors in layer.tensors.values():
@@ -72,16 +111,26 @@ class Harmonics:
         for parts in by_parities.values():
             groups.append([])
             for together in parts:
-                if groups[-1] and len(groups[-1]) + len(together) > GROUP:
+                if groups[-1] and not _fits(layer, groups[-1] + together, sums):
                     groups.append([])
                 groups[-1] += together
         return groups
 
 
+def _fits(layer, group, most):
+    """Whether the registers suffice for those harmonics together."""
+    sums = [0 for _ in layer.source.blocks]
+    for (m, n), tensors in layer.tensors.items():
+        if layer.source.blocks[m].size > KEPT_COMPONENTS:
+            mine = sum(set(_harmonics_of(tensor)) <= set(group) for tensor in tensors)
+            sums[m] += mine * layer.target.blocks[n].size
+    return max(sums) <= most if any(sums) else len(group) <= GROUP
+
+
 def _parities(harmonic):
-    """(whether odd along y, along x), or None."""
+    """For each axis whether it is odd; None where it is neither."""
     found = []
-    for axis in (0, 1):
+    for axis in range(harmonic.ndim):
         mirrored = np.flip(harmonic, axis)
         if not (harmonic == mirrored).all() and not (harmonic == -mirrored).all():
             return None
@@ -202,6 +251,16 @@ class Structure:
     def max_tiles(self):
         return max(sum(map(self._tiles, range(*steps))) for of_groups in self.steps_of for steps in of_groups)
 
+    @property
+    def max_sums(self):
+        """The most components of z that are kept as sums: those of one source block and group of harmonics."""
+        most = 0
+        for block, of_groups in zip(self.layer.source.blocks, self.steps_of):
+            for steps in of_groups if block.size > KEPT_COMPONENTS else ():
+                places = {z: self.size(n) for n, *zs in self.steps[slice(*steps)] for z in zs if z >= 0}
+                most = max(most, sum(places.values()))
+        return most
+
     def _tiles(self, step):
         n, _, z1 = self.steps[step]
         return self.pieces[n].copies // 8 * (2 if self.is_complex(n) or z1 >= 0 else 1)
@@ -224,54 +283,97 @@ class Structure:
     def gradient_threads(self):
         return 32 * self.row_warps * len(self.harmonics.groups)
 
-    def forward_bytes(self, warps=FORWARD_WARPS):
+    def forward_bytes(self, tile):
         """Of shared memory."""
-        stage = self._max_size * 2 * self._plane(warps)
-        return 2 * stage + FRAGMENT_BYTES * (len(self.harmonics.fragments) + int(self.operand_base[-1]))
+        stage = self._staged(tile.planes, 2 * tile.rows, tile.copies)
+        return tile.buffers * stage + self._toeplitz_bytes + self._bytes * LANES_OF_OPERAND * int(self.operand_base[-1])
+
+    def gradient_bytes(self, buffers):
+        gradient = self.channels * self._bytes // 16 * (16 * self.row_warps + 1) * 16
+        return buffers * (self._staged(1, 2 * self.row_warps, 16) + gradient) + self._toeplitz_bytes
 
     @property
-    def gradient_bytes(self):
-        tiles = self.channels // 8
-        gradient = (tiles + tiles % 2) * (16 * self.row_warps + 1) * 16
-        stage = self._max_size * 2 * self._plane(self.row_warps) + gradient
-        return 2 * stage + FRAGMENT_BYTES * len(self.harmonics.fragments)
+    def _bytes(self):
+        return self.layer.dtype.itemsize
 
     @property
-    def _max_size(self):
-        return max(block.size for block in self.layer.source.blocks)
+    def _toeplitz_bytes(self):
+        return self._bytes * LANES_OF_OPERAND // 2 * self.harmonics.harmonics_of_fragments
 
-    def _plane(self, warps):
-        return (2 * warps + self.harmonics.taps - 1) * 256 + 64
+    def _staged(self, planes, rows, copies):
+        """Bytes of the source that a tile of so many planes and rows reads."""
+        stride, taps = self.layer.stride, self.harmonics.taps
+        lines = (stride * (planes - 1) + self.harmonics.depth_taps) * (stride * (rows - 1) + taps)
+        columns = stride * (8 + (taps - 1) // stride)
+        sheet = -(-lines * columns * 16 // 128) * 128 + PADDING[self._bytes]
+        return max(block.size for block in self.layer.source.blocks) * copies * self._bytes // 16 * sheet + 128
+
+    @cached_property
+    def fields(self):
+        """Tables for the basis of the fields, or None where the kernel cannot write fields: see store.cuh.
+
+        It can where it has all irreps of all fields, and each irrep of 8 fields in 8 copies that one tile has.
+        """
+        side, fields, components, shares = self.layer.target, [], [], []
+        whole = [Piece(n, 0, block.copies) for n, block in enumerate(side.blocks)]
+        if self.pieces != whole or sum(len(f) * f.layout.size for f in side.fields) != side.to_packed.shape[1]:
+            return None
+        for f in side.fields:
+            start, size = f.channels[0], f.layout.size
+            if f.channels != tuple(range(start, start + size * len(f), size)):
+                return None
+            fields.append((size, start, len(f), (len(components), len(components) + size)))
+            for column in side.to_packed[:, start:start + size].T:
+                first = len(shares)
+                for n, block in enumerate(side.blocks):
+                    part = column[block.channel:block.channel + block.size * block.copies].reshape(block.size, -1)
+                    for component, copy in np.argwhere(np.abs(part) > ROUNDING):
+                        if copy % ALIGNMENT:
+                            return None
+                        value = float(np.float32(part[component, copy]))
+                        shares.append((n, int(component), int(copy) // ALIGNMENT, value))
+                components.append((first, len(shares)))
+        return fields, components, shares
 
     # ---- text
 
-    def forward_source(self, number, warps=FORWARD_WARPS):
-        """C++ of the kernel equiconv_forward for a number format of device.cuh."""
-        return self._source("forward", f"Forward<Layer, {number}, {warps}>", self.forward_bytes(warps), "run")
+    def forward_source(self, number, tile, in_fields=False):
+        """C++ of the kernel equiconv_forward for a number format of device.cuh; what it writes: irreps or fields."""
+        store = "InFields" if in_fields else "Irreps"
+        kernel = (f"Forward<Layer, {number}, {tile.planes}, {tile.rows}, {tile.copies}, {tile.buffers}, "
+                  f"{store}<Layer, {number}>>")
+        return self._source("forward", kernel, self.forward_bytes(tile), "run", in_fields)
 
-    def gradient_source(self, number):
+    def gradient_source(self, number, buffers):
         """C++ of the kernel equiconv_grad_weight."""
-        kernel = f"GradWeight<Layer, {number}, {self.row_warps}>"
-        return self._source("grad_weight", kernel, self.gradient_bytes, "start")
+        kernel = f"GradWeight<Layer, {number}, {self.row_warps}, {buffers}>"
+        return self._source("grad_weight", kernel, self.gradient_bytes(buffers), "start")
 
-    def _source(self, name, kernel, shared_bytes, function):
+    def _source(self, name, kernel, shared_bytes, function, in_fields=False):
         params = "".join(part.capitalize() for part in name.split("_")) + "Params"
-        return (f'#include "{name}.cuh"\nnamespace equiconv {{\n{self._tables()}'
+        return (f'#include "{name}.cuh"\nnamespace equiconv {{\n{self._tables(in_fields)}'
                 f"using Kernel = {kernel};\n"
                 f'static_assert(Kernel::shared_bytes == {shared_bytes}, "structure.py knows the shared memory");\n'
                 f'extern "C" __global__ void __launch_bounds__(Kernel::threads, 1) equiconv_{name}(const {params} p) '
                 f"{{ Kernel::{function}(p); }}\n}}  // namespace equiconv\n")
 
-    def _tables(self):
-        source = [(b.size, b.copies, b.channel, b.copies, False) for b in self.layer.source.blocks]
+    def _tables(self, in_fields):
+        harmonics, layer = self.harmonics, self.layer
+        source = [(b.size, b.copies, b.channel, b.copies, False) for b in layer.source.blocks]
         target = [(self.size(n), piece.copies, block.channel + piece.first, block.copies, bool(self.is_complex(n)))
-                  for n, piece in enumerate(self.pieces) for block in [self.layer.target.blocks[piece.block]]]
-        groups = [(pairs, (first, last)) for _, pairs, first, last in self.harmonics.groups]
-        return (f"struct Layer {{\n  static constexpr int taps = {self.harmonics.taps};\n"
+                  for n, piece in enumerate(self.pieces) for block in [layer.target.blocks[piece.block]]]
+        numbers = {"taps": harmonics.taps, "depth_taps": harmonics.depth_taps, "stride": layer.stride, "up": layer.up}
+        fields = ""
+        if in_fields:
+            numbers["field_channels"] = layer.target.to_packed.shape[1]
+            fields = "".join(map(_array, ("Fields fields[]", "Range components[]", "Share shares[]"), self.fields))
+        groups = [(pairs, (first, last)) for _, pairs, first, last in harmonics.groups]
+        return ("struct Layer {\n  static constexpr int "
+                + ", ".join(f"{name} = {value}" for name, value in numbers.items()) + ";\n"
                 + _array("Irrep in[]", source) + _array("Irrep out[]", target) + _array("Group groups[]", groups)
-                + _array("Fragment fragments[]", self.harmonics.fragments)
+                + _array("Slab slabs[]", harmonics.slabs) + _array("Fragment fragments[]", harmonics.fragments)
                 + _array(f"Range steps_of[][{len(groups)}]", self.steps_of) + _array("Step steps[]", self.steps)
-                + _array("Range z[]", self.z) + _array("Term terms[]", self.terms) + "};\n")
+                + _array("Range z[]", self.z) + _array("Term terms[]", self.terms) + fields + "};\n")
 
 
 def _array(declaration, rows):
@@ -293,19 +395,38 @@ def _text(value):
     return "{" + ", ".join(map(_text, value)) + "}" if isinstance(value, (list, tuple)) else str(value)
 
 
-def forward_warps(height):
-    """Warps of the forward kernel for images of that many rows."""
-    return FORWARD_WARPS // 2 if height <= SMALL_IMAGE else FORWARD_WARPS
+def tile_for(tile, height):
+    """The Tile for images of that many rows: half as high, where that covers them."""
+    return tile._replace(rows=tile.rows // 2) if height <= tile.rows else tile
 
 
 def forward_structures(layer, harmonics, shared_bytes):
-    """Structures for the forward kernel, as few as fit into that much shared memory of a block."""
-    return _slices(layer, harmonics, lambda s: s.channels <= FORWARD_CHANNELS and s.forward_bytes() <= shared_bytes)
+    """(Tile, Structures for the forward kernel): as few as fit into that much shared memory of a block."""
+    channels = FORWARD_CHANNELS[layer.dtype.itemsize]
+    return _fewest(layer, harmonics, TILES[layer.harmonics.ndim - 1], lambda s, tile: (
+        s.channels <= channels and s.max_sums <= FORWARD_SUMS and s.forward_bytes(tile) <= shared_bytes))
 
 
 def gradient_structures(layer, harmonics, shared_bytes):
-    """The same for the gradient of the weights."""
-    return _slices(layer, harmonics, lambda s: s.max_tiles <= GRADIENT_TILES and s.gradient_bytes <= shared_bytes)
+    """The same for the gradient of the weights, of (whether the next pixels travel meanwhile: 2 buffers or 1, ...)."""
+    return _fewest(layer, harmonics, (2, 1), lambda s, buffers: (
+        s.max_tiles <= GRADIENT_TILES and s.max_sums <= GRADIENT_SUMS and s.gradient_bytes(buffers) <= shared_bytes))
+
+
+def _fewest(layer, harmonics, options, fits):
+    """(option, Structures that fit with it): the first option of those with which they are fewest."""
+    found, problem = [], None
+    for option in options:
+        try:
+            found.append((option, _slices(layer, harmonics, lambda s, option=option: fits(s, option))))
+        except Unsupported as reason:
+            problem = problem or reason
+            continue
+        if len(found[-1][1]) == 1:
+            break
+    if not found:
+        raise problem
+    return min(found, key=lambda one: len(one[1]))
 
 
 def _slices(layer, harmonics, fits):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from escnn.nn import GeometricTensor
 from torch import nn
 
+from .. import fused
 from ..formats import LOW_PRECISION
 from ..library import autocast_dtype
 from ..ops import fused_steerable_conv, steerable_conv
@@ -30,6 +31,9 @@ class Activation:
         return IN_PLACE[self.name](y, self.alpha)
 
 
+IN_FUSED_KERNELS = tuple(map(Activation, fused.ACTIVATIONS))
+
+
 class _Conv(SteerableShells, Planned, Expanded):
     """The computation of R2Conv and R3Conv."""
 
@@ -48,11 +52,11 @@ class _Conv(SteerableShells, Planned, Expanded):
         x, bases = input.tensor, Bases(isinstance(input, InIrreps), writes_irreps)
         method = self.method_for(x, bases, norm)
         if method == "dense":
-            y = self._dense(x, norm, bases)
+            y = activation.apply_(self._dense(x, norm, bases))
+        elif method == "fused":
+            y = self._fused(x, norm, bases, activation)
         else:
             y = self._factorised(x, norm, bases, BACKENDS[method], activation)
-        if method in ("dense", "fused"):
-            y = activation.apply_(y)
         y = like(y, x)  # torch's convolutions with kernels of size 1 lose channels_last
         return (InIrreps if writes_irreps else GeometricTensor)(y, self.out_type, coords=None)
 
@@ -63,19 +67,27 @@ class _Conv(SteerableShells, Planned, Expanded):
         return self._convolve(x, filter, bias)
 
     def _factorised(self, x, norm, bases, backend, activation):
+        x, weights, bias = self._operands(x, norm, bases)
+        return steerable_conv(x, weights, self.plan.in_irreps(*bases), self.kernel, bias=bias, stride=self.stride,
+                              dilation=self.dilation, padding=self.padding, groups=self.groups, backend=backend,
+                              activation=activation.name, alpha=activation.alpha, **self._options())
+
+    def _fused(self, x, norm, bases, activation):
+        x, weights, bias = self._operands(x, norm, bases)
+        inside = activation if activation in IN_FUSED_KERNELS else Activation()
+        y = fused_steerable_conv(x, weights, self.plan.in_irreps(*bases), self.kernel, bias=bias, stride=self.stride,
+                                 padding=self.padding, padding_mode=self.padding_mode, activation=inside.name)
+        return y if inside is activation else activation.apply_(y)
+
+    def _operands(self, x, norm, bases):
+        """x, weights and bias as the factorised methods take them."""
         weights, bias = self.weights_and_bias(norm, bases)
-        plan = self.plan.in_irreps(*bases)
         dtype = autocast_dtype(x.device.type)
         if dtype is not None:
             x = x.to(dtype)
         if x.dtype in LOW_PRECISION:
             weights, bias = weights.float(), None if bias is None else bias.to(x.dtype)
-        if backend == "fused":
-            return fused_steerable_conv(x, weights, plan, self.kernel, bias=bias, padding=self.padding,
-                                        padding_mode=self.padding_mode)
-        return steerable_conv(x, weights, plan, self.kernel, bias=bias, stride=self.stride,
-                              dilation=self.dilation, padding=self.padding, groups=self.groups, backend=backend,
-                              activation=activation.name, alpha=activation.alpha, **self._options())
+        return x, weights, bias
 
     def _options(self):
         """What a convolution and a transposed one do not have in common, for ops.steerable_conv."""

@@ -41,6 +41,7 @@ class PlanReport:
     scratch_bytes               of "two_pass" and "dense" on CUDA: what they need besides input and output; else None
     bases                       Bases that the last call read and wrote: those of the fields, or of their irreps
     folded                      the class of the batch norm that was part of the last call's filter and bias, or ""
+    why_not_fused               why "fused" cannot compute it on that device, or None
     """
     method: str
     input_shape: tuple
@@ -52,6 +53,7 @@ class PlanReport:
     scratch_bytes: object = None
     bases: Bases = FIELDS
     folded: str = ""
+    why_not_fused: object = None
 
     def __str__(self):
         folded = f"; the {self.folded} after it was part of its filter and bias" if self.folded else ""
@@ -59,7 +61,8 @@ class PlanReport:
                 f"factorised: {self.factorised:,.0f} multiplications per pixel, {self.factorised_bytes:,} bytes\n"
                 f"dense: {self.dense:,.0f} multiplications per pixel, {self.dense_bytes:,} bytes"
                 + ("" if self.scratch_bytes is None else f"\nit takes {self.scratch_bytes:,} bytes meanwhile")
-                + f"\nit reads {self.bases.read} and writes {self.bases.written}" + folded)
+                + f"\nit reads {self.bases.read} and writes {self.bases.written}" + folded
+                + ("" if self.why_not_fused is None else f"\nfused: not possible, {self.why_not_fused}"))
 
 
 class Planned:
@@ -109,7 +112,7 @@ class Planned:
                                           cuda_costs.current(device)).scratch
         return PlanReport(method, shape, work.multiplications, dense_work(plan, geometry.stride, geometry.up),
                           size * work.packed, size * plan.out_channels * plan.in_channels * plan.taps, reason, scratch,
-                          bases, self._last_folded)
+                          bases, self._last_folded, self._why_not_fused(device, dtype))
 
     def geometry(self, input_shape):
         """layout.Geometry for inputs [B, in_type.size, *spatial]."""

@@ -2,6 +2,7 @@
 // alignment and bounds. Asynchronous copies land when they are waited for or, if `copies_land_early`, at once: a GPU may do
 // either. Shared memory holds NaN when a block starts.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -14,9 +15,12 @@
 #define __global__
 #define __launch_bounds__(...)
 
+struct uint2 { uint32_t x, y; };
 struct uint4 { uint32_t x, y, z, w; };
+struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
 inline uint4 make_uint4(uint32_t a, uint32_t b, uint32_t c, uint32_t d) { return {a, b, c, d}; }
+inline float2 make_float2(float a, float b) { return {a, b}; }
 inline float4 make_float4(float a, float b, float c, float d) { return {a, b, c, d}; }
 
 namespace emulation {
@@ -51,10 +55,30 @@ using u16 = uint16_t;
 using u32 = uint32_t;
 alignas(128) inline unsigned char shared_memory[emulation::kSharedBytes];
 
+void load_transposed(u32 (&r)[2], u32 address);
+inline void must_be_inside(u32 address, unsigned bytes = 16) {
+  if (address % bytes || address + bytes > emulation::shared_bytes) emulation::fail("a misaligned or wrong address in shared memory");
+}
+template <int N>
+void load_words(u32 (&r)[N], u32 address) {
+  must_be_inside(address, N * 4);
+  std::memcpy(r, shared_memory + address, N * 4);
+}
+
 template <class Format>
 struct Number : Format {
   using Format::round;
   using Format::value;
+  using Stored = u16;
+  using Pair = u32;
+  using Result = Number;
+  static constexpr int bytes = 2, operand_bytes = 512, padding = 64;
+  static u32 place(int) { return threadIdx.x % 16 * 16; }
+  static void load(u32 (&r)[2], u32 address) { load_transposed(r, address); }
+  template <int N>
+  static void fetch(u32 (&r)[N], u32 operand) { load_words(r, operand + threadIdx.x % 32 * N * 4); }
+  static void fetch_a(u32 (&r)[4], u32 operand) { fetch(r, operand); }
+  static u32 negate(u32 a) { return a ^ 0x80008000u; }
 
   static float half(u32 v, int i) { return value(u16(i ? v >> 16 : v)); }
   static u32 pack(float low, float high) { return round(low) | u32(round(high)) << 16; }
@@ -106,20 +130,46 @@ struct Float16Format {
     return bits;
   }
 };
+inline u32 bits_of(float x) {
+  u32 bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+inline float number_of(u32 bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+inline u32 round_tf32(float x) { return (bits_of(x) + 0x1000) & ~0x1fffu; }
+inline void forget() {}
+inline void multiply_tf32(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {  // of the first 19 bits of each
+  const int lane = threadIdx.x % emulation::kWarp, turn = emulation::turn();
+  emulation::Exchange& e = emulation::exchange();
+  const auto seen = [](u32 bits) { return number_of(bits & ~0x1fffu); };
+  const u32 a[4] = {a0, a1, a2, a3};
+  for (int i = 0; i < 4; ++i) e.a[turn][lane / 4 + 8 * (i % 2)][lane % 4 + 4 * (i / 2)] = seen(a[i]);
+  e.b[turn][lane % 4][lane / 4] = seen(b0);
+  e.b[turn][lane % 4 + 4][lane / 4] = seen(b1);
+  emulation::switch_to_scheduler(emulation::warp_instruction, 3000);
+  for (int i = 0; i < 4; ++i)
+    for (int k = 0; k < 8; ++k) c[i] += e.a[turn][lane / 4 + 8 * (i / 2)][k] * e.b[turn][k][lane % 4 * 2 + i % 2];
+}
+inline u32 load_word(u32 address) {
+  must_be_inside(address, 4);
+  u32 word;
+  std::memcpy(&word, shared_memory + address, 4);
+  return word;
+}
+
 using Bfloat16 = Number<Bfloat16Format>;
 using Float16 = Number<Float16Format>;
 
-inline void must_be_inside(u32 address) {
-  if (address % 16 || address + 16 > emulation::shared_bytes) emulation::fail("a misaligned or wrong address in shared memory");
-}
-
-template <int N>
-inline void load_transposed(u32 (&r)[N], u32 address) {
+inline void load_transposed(u32 (&r)[2], u32 address) {
   const int lane = threadIdx.x % emulation::kWarp, turn = emulation::turn();
   emulation::Exchange& e = emulation::exchange();
   e.address[turn][lane] = address;
-  emulation::switch_to_scheduler(emulation::warp_instruction, 2000 + N);
-  for (int m = 0; m < N; ++m) {
+  emulation::switch_to_scheduler(emulation::warp_instruction, 2000);
+  for (int m = 0; m < 2; ++m) {
     u16 v[2];
     for (int i = 0; i < 2; ++i) {
       const u32 from = e.address[turn][m * 8 + lane % 4 * 2 + i];

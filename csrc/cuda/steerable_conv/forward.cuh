@@ -1,206 +1,189 @@
-// The fused convolution: y^ from x^, both channels-last [pixel, irrep, component, copy], in 16-bit numbers.
+// The fused convolution: y^ from x^, both channels-last [pixel, irrep, component, copy].
 //
 // A warp owns 2 rows of 8 pixels and all output channels. For 8 copies of an input irrep at a time:
 //   1. harmonics: u = x^ * H_h, as products of a Toeplitz matrix (8 pixels of 2 harmonics x 16 window columns) with the
-//      window (16 columns x 8 copies). Tap rows +y and -y are folded first, since a harmonic is even or odd in y;
+//      window (16 columns x 8 copies). Taps at +-z and at +-y are folded first, since a harmonic is even or odd there;
 //   2. Clebsch-Gordan: z_a = sum of coefficient * u, in registers;
 //   3. mixing: the accumulator layout of 1 is the operand layout of a product (16 pixels x 16) * (16 x 8), so z is rounded
 //      and multiplied with the weights without leaving the registers. The 16 are 8 copies x 2 z (real type), or 8 copies
 //      x 2 components (complex type, weights [[W1, -W2], [W2, W1]]).
 #pragma once
-#include "structure.cuh"
+#include "source.cuh"
+#include "store.cuh"
 
 namespace equiconv {
 
 constexpr int kTilesForHalves = 16;  // a lone z needs half a product, which costs registers: with more tiles, they run out
 
 struct ForwardParams {
-  const u16* x;           // [batch, height, width, channels_in]
-  const uint4* weights;   // [n_operands, 32 lanes]
-  const uint4* toeplitz;  // [n_fragments, 32 lanes]
-  u16* y;                 // [batch, out_height, out_width, y_channels]: writes those that the irreps have
-  int y_channels;
+  const void* x;         // [batch, depth, height, width, channels_in]
+  const uint4* weights;  // [n_operands] operands
+  const uint4* toeplitz;
+  Output output;         // [batch, out_depth, out_height, out_width, channels]
   Image image;
 };
 
-template <class T, class Number, int WARPS>
+// WARP_PLANES x WARP_ROWS warps; COPIES, 8 or 16, are staged at a time, in one or two BUFFERS. Store: Irreps or InFields.
+template <class T, class Number, int WARP_PLANES, int WARP_ROWS, int COPIES, int BUFFERS, class Store>
 struct Forward {
   using S = Structure<T>;
-  static constexpr int threads = WARPS * 32, tile_rows = 2 * WARPS, staged_rows = tile_rows + 2 * S::radius;
-  static constexpr int plane = staged_rows * 16 * 16 + 64;  // bytes: rows x 16 columns x 8 copies; + 64 against bank conflicts
-  static constexpr int stage = S::max_size() * 2 * plane;   // 16 copies at a time: whole 32-byte sectors of x
-  static constexpr int toeplitz_at = 2 * stage, weights_at = toeplitz_at + S::n_fragments * 512;
-  static constexpr int shared_bytes = weights_at + S::n_operands * 512;
+  using Input = Staged<T, Number, WARP_PLANES, 2 * WARP_ROWS, COPIES>;
+  using Pair = typename Number::Pair;
+  static constexpr int threads = WARP_PLANES * WARP_ROWS * 32, tile_planes = WARP_PLANES, tile_rows = 2 * WARP_ROWS;
+  static constexpr int stage = Input::bytes, toeplitz_at = BUFFERS * stage, chunks_staged = COPIES / 8;
+  static constexpr int weights_at = toeplitz_at + S::harmonics_of_fragments() * Number::operand_bytes / 2;
+  static constexpr int shared_bytes = weights_at + S::n_operands * Number::operand_bytes;
 
-  struct Tile {
-    const u16* x;
-    int y0, x0;
+  template <int N>
+  struct Lines {
+    Pair of[N][S::rows][2];
   };
-
-  template <int M>
-  EQ_DEVICE static void stage_chunk(const ForwardParams& p, const Tile& tile, u32 at, int chunk) {
-    constexpr Irrep in = T::in[M];
-#pragma unroll 1
-    for (int i = threadIdx.x; i < in.size * staged_rows * S::columns * 2; i += threads) {
-      const int half = i % 2, col = i / 2 % S::columns, row = i / (2 * S::columns) % staged_rows, b = i / (2 * S::columns * staged_rows);
-      const int channel = in.channel + b * in.stride + chunk * 16 + half * 8;
-      if (in.copies % 16 && chunk * 16 + half * 8 >= in.copies) continue;
-      const int y = tile.y0 + row - p.image.pad_y, x = tile.x0 + col - p.image.pad_x;
-      const bool inside = unsigned(y) < unsigned(p.image.height) && unsigned(x) < unsigned(p.image.width);
-      const long long pixel = inside ? (long long)y * p.image.width + x : 0;
-      copy_async(at + (b * 2 + half) * plane + (row * 16 + col) * 16, tile.x + pixel * S::channels_in + channel, inside);
-    }
-    commit_copies();
-  }
-
-  template <int SIZE>
-  struct Window {
-    u32 row[SIZE][S::rows][2];
+  template <int N>
+  struct OfPair {
+    float u[N][2][4];  // [component, pixel row; slot of the pair, copy]
   };
-  template <int SIZE, int PAIRS>
+  template <int PAIRS, int N>
   struct Responses {
-    float u[PAIRS][SIZE][2][4];  // [..][pixel row][slot of the pair, copy]
+    OfPair<N> pairs[PAIRS];
+    EQ_DEVICE float number(int slot, int b, int i) const { return pairs[slot / 2].u[b][i / 2][slot % 2 * 2 + i % 2]; }
   };
 
-  template <int G, int SIZE>
-  EQ_DEVICE static void harmonics(Responses<SIZE, T::groups[G].pairs>& r, const Window<SIZE>& w, const uint4* toeplitz) {
-    unroll<T::groups[G].fragments.first, T::groups[G].fragments.last>([&](auto index) EQ_INLINE {
+  template <int SLAB, int PAIRS, int N>
+  EQ_DEVICE static void respond(Responses<PAIRS, N>& r, const Lines<N>& lines, u32 toeplitz) {
+    unroll<T::slabs[SLAB].fragments.first, T::slabs[SLAB].fragments.last>([&](auto index) EQ_INLINE {
       constexpr Fragment f = T::fragments[decltype(index)::value];
-      const uint4 t = toeplitz[index * 32 + threadIdx.x % 32];
-      const u32 operand[4] = {t.x, t.y, t.z, t.w};
+      Pair operand[4];
+      Input::template toeplitz<decltype(index)::value>(operand, toeplitz);
 #pragma unroll
-      for (int b = 0; b < SIZE; ++b)
+      for (int b = 0; b < N; ++b)
 #pragma unroll
         for (int y = 0; y < 2; ++y) {
-          const u32(&above)[2] = w.row[b][y + S::radius + f.row], (&below)[2] = w.row[b][y + S::radius - f.row];
-          u32 v[2];
-#pragma unroll
-          for (int i = 0; i < 2; ++i)
-            v[i] = f.row == 0 ? above[i] : f.odd ? Number::subtract(above[i], below[i]) : Number::add(above[i], below[i]);
-          Number::mma(r.u[f.pair][b][y], operand, v[0], v[1]);
+          Pair v[2];
+          Input::template window<decltype(index)::value>(v, lines.of[b], y);
+          Number::mma(r.pairs[f.pair].u[b][y], operand, v[0], v[1]);
         }
     });
   }
 
-  template <int Z, class R>
-  EQ_DEVICE static float combine(const R& r, int y, int copy) {  // one component of one z
-    float z = 0;
-    unroll<T::z[Z].first, T::z[Z].last>([&](auto index) EQ_INLINE {
-      constexpr Term t = T::terms[decltype(index)::value];
-      z += t.coefficient * r.u[t.slot / 2][t.component][y][t.slot % 2 * 2 + copy];
-    });
-    return z;
-  }
-  template <int Z, int AT, int N, class R>
-  EQ_DEVICE static void operand(u32 (&a)[N], const R& r) {
+  template <int Z, int AT, int N, class C>
+  EQ_DEVICE static void operand(Pair (&a)[N], const C& c) {  // one component of one z
 #pragma unroll
-    for (int y = 0; y < 2; ++y) a[AT + y] = Number::pack(combine<Z>(r, y, 0), combine<Z>(r, y, 1));
+    for (int y = 0; y < 2; ++y) a[AT + y] = Number::pack(c.template z<Z>(2 * y), c.template z<Z>(2 * y + 1));
   }
 
-  template <int M, int STEP, class R>
-  EQ_DEVICE static void mix(float (&acc)[S::n_tiles][4], const R& r, const uint4* weights) {
+  template <int M, int STEP, class C>
+  EQ_DEVICE static void mix(float (&acc)[S::n_tiles][4], const C& combined, u32 weights) {
     static constexpr Step s = T::steps[STEP];
     static constexpr Irrep out = T::out[s.out];
     constexpr int first = S::operand(M, STEP);
     unroll<0, (out.copies + 15) / 16>([&](auto block) EQ_INLINE {
       constexpr int nb = 2 * decltype(block)::value;
       constexpr bool second = 8 * (nb + 1) < out.copies;
-      const uint4 w = weights[(first + block) * 32 + threadIdx.x % 32];
+      Pair w[4];
+      Number::fetch(w, weights + (first + block) * Number::operand_bytes);
       if constexpr (out.complex) {  // w: W1 and W2 for two blocks of 8 copies
-        u32 a[4];
-        operand<s.z0, 0>(a, r);
-        operand<s.z0 + 1, 2>(a, r);
-        Number::mma(acc[S::tile(s.out, 0, nb)], a, w.x, negate(w.y));
-        Number::mma(acc[S::tile(s.out, 1, nb)], a, w.y, w.x);
+        Pair a[4];
+        operand<s.z0, 0>(a, combined);
+        operand<s.z0 + 1, 2>(a, combined);
+        Number::mma(acc[S::tile(s.out, 0, nb)], a, w[0], Number::negate(w[1]));
+        Number::mma(acc[S::tile(s.out, 1, nb)], a, w[1], w[0]);
         if constexpr (second) {
-          Number::mma(acc[S::tile(s.out, 0, nb + 1)], a, w.z, negate(w.w));
-          Number::mma(acc[S::tile(s.out, 1, nb + 1)], a, w.w, w.z);
+          Number::mma(acc[S::tile(s.out, 0, nb + 1)], a, w[2], Number::negate(w[3]));
+          Number::mma(acc[S::tile(s.out, 1, nb + 1)], a, w[3], w[2]);
         }
       } else {  // w: the weights of z0 and z1 for two blocks
         unroll<0, out.size>([&](auto component) EQ_INLINE {
           constexpr int c = decltype(component)::value;
           if constexpr (s.z1 < 0 && S::n_tiles <= kTilesForHalves) {
-            u32 a[2];
-            operand<s.z0 + c, 0>(a, r);
-            Number::mma_half(acc[S::tile(s.out, c, nb)], a, w.x);
-            if constexpr (second) Number::mma_half(acc[S::tile(s.out, c, nb + 1)], a, w.z);
+            Pair a[2];
+            operand<s.z0 + c, 0>(a, combined);
+            Number::mma_half(acc[S::tile(s.out, c, nb)], a, w[0]);
+            if constexpr (second) Number::mma_half(acc[S::tile(s.out, c, nb + 1)], a, w[2]);
           } else {
-            u32 a[4] = {};
-            operand<s.z0 + c, 0>(a, r);
-            if constexpr (s.z1 >= 0) operand<s.z1 + c, 2>(a, r);
-            Number::mma(acc[S::tile(s.out, c, nb)], a, w.x, w.y);
-            if constexpr (second) Number::mma(acc[S::tile(s.out, c, nb + 1)], a, w.z, w.w);
+            Pair a[4] = {};
+            operand<s.z0 + c, 0>(a, combined);
+            if constexpr (s.z1 >= 0) operand<s.z1 + c, 2>(a, combined);
+            Number::mma(acc[S::tile(s.out, c, nb)], a, w[0], w[1]);
+            if constexpr (second) Number::mma(acc[S::tile(s.out, c, nb + 1)], a, w[2], w[3]);
           }
         });
       }
     });
   }
 
-  // Grid: tiles_x * tiles_y * batch blocks.
+  // 8 copies of an input irrep, staged at `at`: their part of the sum.
+  template <int M>
+  EQ_DEVICE static void add_chunk(float (&acc)[S::n_tiles][4], u32 at, u32 toeplitz,
+                                  u32 weights) {
+    constexpr int kept = kept_components<T, M>;
+    Lines<kept> lines;
+    if constexpr (S::one_slab && kept == T::in[M].size) Input::template load<0>(lines.of, at, Input::component);
+    unroll<0, S::n_groups>([&](auto group) EQ_INLINE {
+      constexpr int g = decltype(group)::value;
+      constexpr Range steps = T::steps_of[M][g];
+      if constexpr (steps.first < steps.last) {
+        using C = Combined<T, M, g, Responses<T::groups[g].pairs, kept>, 4>;
+        C combined;
+        unroll<0, T::in[M].size / kept>([&](auto b) EQ_INLINE {
+          unroll<T::groups[g].slabs.first, T::groups[g].slabs.last>([&](auto slab) EQ_INLINE {
+            constexpr int s = decltype(slab)::value;
+            if constexpr (!S::one_slab || C::one_by_one)
+              Input::template load<s>(lines.of, at + b * Input::component, Input::component);
+            respond<s>(combined.u, lines, toeplitz);
+            if constexpr (C::one_by_one) combined.template add<decltype(b)::value, s>();
+          });
+        });
+        unroll<T::steps_of[M][g].first, T::steps_of[M][g].last>(
+            [&](auto step) EQ_INLINE { mix<M, decltype(step)::value>(acc, combined, weights); });
+      }
+    });
+  }
+
+  // Grid: tiles_x * tiles_y * tiles_z * batch blocks.
   EQ_DEVICE static void run(const ForwardParams& p) {
     const Image& im = p.image;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, batch = blockIdx.x / (im.tiles_x * im.tiles_y);
-    const Tile tile{p.x + (long long)batch * im.height * im.width * S::channels_in,
-                    int(blockIdx.x / im.tiles_x % im.tiles_y) * tile_rows, int(blockIdx.x % im.tiles_x) * 8};
-    uint4* const shared_toeplitz = reinterpret_cast<uint4*>(shared_memory + toeplitz_at);
-    uint4* const shared_weights = reinterpret_cast<uint4*>(shared_memory + weights_at);
-    for (int i = threadIdx.x; i < S::n_fragments * 32; i += threads) shared_toeplitz[i] = p.toeplitz[i];
-    for (int i = threadIdx.x; i < S::n_operands * 32; i += threads) shared_weights[i] = p.weights[i];
-    for (int i = threadIdx.x; i < toeplitz_at / 16; i += threads)  // columns past the window must be finite
-      reinterpret_cast<uint4*>(shared_memory)[i] = make_uint4(0, 0, 0, 0);
+    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 % WARP_ROWS, warp_plane = threadIdx.x / 32 / WARP_ROWS;
+    const Tile tile = tile_of(im, blockIdx.x, tile_planes, tile_rows);
+    uint4* const words = reinterpret_cast<uint4*>(shared_memory);
+    for (int i = threadIdx.x; i < toeplitz_at / 16; i += threads) words[i] = make_uint4(0, 0, 0, 0);  // what is read must be finite
+    for (int i = threadIdx.x; i < (weights_at - toeplitz_at) / 16; i += threads) words[toeplitz_at / 16 + i] = p.toeplitz[i];
+    for (int i = threadIdx.x; i < (shared_bytes - weights_at) / 16; i += threads) words[weights_at / 16 + i] = p.weights[i];
     __syncthreads();
 
     float acc[S::n_tiles][4] = {};
     const u32 base = shared_address(shared_memory);
+    const u32 mine = Number::place(Input::sheet) + T::stride * (warp_plane * Input::rows + warp_row * 2) * Input::line;
     int buffer = 0;
-    stage_chunk<0>(p, tile, base, 0);
+    if constexpr (BUFFERS == 2) Input::template stage<0>(p.x, im, tile, base, 0, threads);
     unroll<0, S::n_in>([&](auto input) EQ_INLINE {
-      constexpr int m = decltype(input)::value, size = T::in[m].size, chunks = T::in[m].copies / 8;
+      constexpr int m = decltype(input)::value, chunks = T::in[m].copies / 8;
 #pragma unroll 1
       for (int chunk = 0; chunk < chunks; ++chunk) {
-        if (chunk % 2 == 0) {
-          const u32 next = base + (buffer ^ 1) * stage;  // the next 16 copies travel while these are computed
-          if (chunk + 2 < chunks) stage_chunk<m>(p, tile, next, chunk / 2 + 1);
-          else if constexpr (m + 1 < S::n_in) stage_chunk<m + 1>(p, tile, next, 0);
-          if (chunk + 2 < chunks || m + 1 < S::n_in) wait_copies<1>();
+        if (chunk % chunks_staged == 0) {
+          const bool more = BUFFERS == 2 && (chunk + chunks_staged < chunks || m + 1 < S::n_in);
+          const u32 next = base + (buffer ^ 1) * stage;  // the next copies travel while these are computed
+          if constexpr (BUFFERS == 1) Input::template stage<m>(p.x, im, tile, base, 8 * chunk, threads);
+          else if (chunk + chunks_staged < chunks) Input::template stage<m>(p.x, im, tile, next, 8 * chunk + COPIES, threads);
+          else if constexpr (m + 1 < S::n_in) Input::template stage<m + 1>(p.x, im, tile, next, 0, threads);
+          if (more) wait_copies<1>();
           else wait_copies<0>();
           __syncthreads();
         }
-        Window<size> window;
-        const u32 at = base + buffer * stage + chunk % 2 * plane + (warp * 2 * 16 + lane % 16) * 16;
-#pragma unroll
-        for (int b = 0; b < size; ++b)
-#pragma unroll
-          for (int row = 0; row < S::rows; ++row) load_transposed(window.row[b][row], at + b * 2 * plane + row * 256);
         constexpr int first = S::operand_base(m), per_chunk = S::operands(m);
-        const uint4* const chunk_weights = shared_weights + (first + chunk * per_chunk) * 32;
-        unroll<0, S::n_groups>([&](auto group) EQ_INLINE {
-          constexpr int g = decltype(group)::value;
-          constexpr Range steps = T::steps_of[m][g];
-          if constexpr (steps.first < steps.last) {
-            Responses<size, T::groups[g].pairs> r = {};
-            harmonics<g>(r, window, shared_toeplitz);
-            unroll<T::steps_of[m][g].first, T::steps_of[m][g].last>(
-                [&](auto step) EQ_INLINE { mix<m, decltype(step)::value>(acc, r, chunk_weights); });
-          }
-        });
-        if (chunk % 2 == 1 || chunk + 1 == chunks) {
+        add_chunk<m>(acc, base + buffer * stage + chunk % chunks_staged * (8 / Input::unit) * Input::sheet + mine,
+                     base + toeplitz_at, base + weights_at + (first + chunk * per_chunk) * Number::operand_bytes);
+        if (chunk % chunks_staged == chunks_staged - 1 || chunk + 1 == chunks) {
           __syncthreads();
-          buffer ^= 1;
+          buffer ^= BUFFERS - 1;
         }
       }
     });
 
-    const int px = tile.x0 + lane / 4;
-    if (px >= im.out_width) return;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const int py = tile.y0 + warp * 2 + row;
-      if (py >= im.out_height) continue;
-      u16* const y = p.y + (((long long)batch * im.out_height + py) * im.out_width + px) * p.y_channels + lane % 4 * 2;
-      S::each_tile([&](auto i, auto channel) EQ_INLINE {
-        *reinterpret_cast<u32*>(y + channel) = Number::pack(acc[i][2 * row], acc[i][2 * row + 1]);
-      });
+      const long long pixel = pixel_of(tile.batch, tile.z + warp_plane, tile.y + warp_row * 2 + row, tile.x + lane / 4,
+                                       im.out_depth, im.out_height, im.out_width);
+      if (pixel >= 0) Store::write(p.output, acc, row, pixel);
     }
   }
 };

@@ -7,30 +7,32 @@
 //   3. z^T (16 copies x 16 pixels) * gradient (16 pixels x 8 output copies), accumulated over all pixels of the block.
 // Each row of warps of each block writes its own partial sum; `reduce` of maps.cuh adds them in a fixed order.
 #pragma once
-#include "structure.cuh"
+#include "source.cuh"
 
 namespace equiconv {
 
 struct GradWeightParams {
-  const u16* x;           // [batch, height, width, channels_in]
-  const u16* gradient;    // [batch, out_height, out_width, gradient_channels]: reads those that the irreps have
-  const uint4* toeplitz;  // [n_fragments, 32 lanes]
+  const void* x;          // [batch, depth, height, width, channels_in]
+  const void* gradient;   // [batch, out_depth, out_height, out_width, gradient_channels]: reads those that the irreps have
+  const uint4* toeplitz;
   float4* partial;        // [gridDim.x * ROW_WARPS, n_tiles, 32 lanes]
   int gradient_channels;
   int tiles;              // of all images
   Image image;
 };
 
-template <class T, class Number, int ROW_WARPS>
+template <class T, class Number, int ROW_WARPS, int BUFFERS>
 struct GradWeight {
   using S = Structure<T>;
+  using Input = Staged<T, Number, 1, 2 * ROW_WARPS, 16>;
+  using Pair = typename Number::Pair;
   static constexpr int warps = S::n_groups * ROW_WARPS, threads = warps * 32;
-  static constexpr int tile_rows = 2 * ROW_WARPS, staged_rows = tile_rows + 2 * S::radius, tile_pixels = tile_rows * 8;
-  static constexpr int x_plane = staged_rows * 16 * 16 + 64;  // bytes: rows x 16 columns x 8 copies; + 64 against bank conflicts
-  static constexpr int g_plane = (tile_pixels + 1) * 16;      // bytes: pixels x 8 channels; + 1 against bank conflicts
-  static constexpr int gradient_at = 2 * S::max_size() * x_plane;
-  static constexpr int stage = gradient_at + (S::n_tiles + S::n_tiles % 2) * g_plane;  // channels are read 16 at a time
-  static constexpr int shared_bytes = 2 * stage + S::n_fragments * 512;
+  static constexpr int tile_rows = 2 * ROW_WARPS, tile_pixels = tile_rows * 8;
+  static constexpr int half = 8 / Input::unit * Input::sheet;  // bytes from 8 copies of x to the next 8
+  static constexpr int g_sheet = (tile_pixels + 1) * 16;       // bytes: pixels x 16 bytes of channels; + 1 against bank conflicts
+  static constexpr int g_block = 8 / Input::unit * g_sheet;    // 8 channels
+  static constexpr int gradient_at = Input::bytes, stage = gradient_at + S::n_tiles * g_block, toeplitz_at = BUFFERS * stage;
+  static constexpr int shared_bytes = toeplitz_at + S::harmonics_of_fragments() * Number::operand_bytes / 2;
 
   // Accumulator tiles (16 input copies x 8 output copies) of an input irrep, in the order of its steps.
   EQ_TABLE static int paths(int step) { return T::out[T::steps[step].out].complex || T::steps[step].z1 >= 0 ? 2 : 1; }
@@ -59,155 +61,144 @@ struct GradWeight {
   static constexpr int n_jobs = first_job(S::n_in), n_tiles = first_tile(S::n_in);
 
   template <int M>
-  EQ_DEVICE static void stage_tile(const GradWeightParams& p, u32 at, int tile, int chunk) {
-    constexpr Irrep in = T::in[M];
+  EQ_DEVICE static void stage_tile(const GradWeightParams& p, u32 at, int index, int chunk) {
     const Image& im = p.image;
-    const int x0 = tile % im.tiles_x * 8, y0 = tile / im.tiles_x % im.tiles_y * tile_rows, batch = tile / (im.tiles_x * im.tiles_y);
-#pragma unroll 1
-    for (int i = threadIdx.x; i < in.size * staged_rows * S::columns * 2; i += threads) {
-      const int half = i % 2, col = i / 2 % S::columns, row = i / (2 * S::columns) % staged_rows, b = i / (2 * S::columns * staged_rows);
-      if (in.copies % 16 && chunk * 16 + half * 8 >= in.copies) continue;  // that plane stays zero
-      const int y = y0 + row - im.pad_y, x = x0 + col - im.pad_x;
-      const bool inside = unsigned(y) < unsigned(im.height) && unsigned(x) < unsigned(im.width);
-      const long long pixel = inside ? ((long long)batch * im.height + y) * im.width + x : 0;
-      copy_async(at + (b * 2 + half) * x_plane + (row * 16 + col) * 16,
-                 p.x + pixel * S::channels_in + in.channel + b * in.stride + chunk * 16 + half * 8, inside);
-    }
+    const Tile tile = tile_of(im, index, 1, tile_rows);
     unroll<0, S::n_out>([&](auto out) EQ_INLINE {
       constexpr Irrep irrep = T::out[decltype(out)::value];
-      constexpr int first = S::tile(decltype(out)::value, 0, 0), blocks = irrep.copies / 8, all = irrep.size * blocks;
+      constexpr int first = S::tile(decltype(out)::value, 0, 0), parts = irrep.copies / Input::unit, all = irrep.size * parts;
 #pragma unroll 1
       for (int i = threadIdx.x; i < tile_pixels * all; i += threads) {
-        const int block = i % all, at_pixel = i / all, y = y0 + at_pixel / 8, x = x0 + at_pixel % 8;
-        const bool inside = y < im.out_height && x < im.out_width;
-        const long long pixel = inside ? ((long long)batch * im.out_height + y) * im.out_width + x : 0;
-        const int channel = irrep.channel + block / blocks * irrep.stride + block % blocks * 8;
-        copy_async(at + gradient_at + (first + block) * g_plane + at_pixel * 16,
-                   p.gradient + pixel * p.gradient_channels + channel, inside);
+        const int part = i % all, at_pixel = i / all, channel = irrep.channel + part / parts * irrep.stride + part % parts * Input::unit;
+        const long long pixel = pixel_of(tile.batch, tile.z, tile.y + at_pixel / 8, tile.x + at_pixel % 8, im.out_depth,
+                                         im.out_height, im.out_width);
+        const long long from = (pixel < 0 ? 0 : pixel * p.gradient_channels) + channel;
+        copy_async(at + gradient_at + first * g_block + part * g_sheet + at_pixel * 16,
+                   static_cast<const unsigned char*>(p.gradient) + from * Number::bytes, pixel >= 0);
       }
     });
-    commit_copies();
+    Input::template stage<M>(p.x, im, tile, at, chunk * 16, threads);
   }
 
-  template <int SIZE, int SLOTS>
+  template <int N>
+  struct OfPair {
+    float u[2][N][2][4];  // [slot, component, pixel row; copy, pixel]
+  };
+  template <int PAIRS, int N>
   struct Responses {
-    float u[SLOTS][SIZE][2][4];  // [..][pixel row][copy, pixel]
+    OfPair<N> pairs[PAIRS];
+    EQ_DEVICE float number(int slot, int b, int i) const { return pairs[slot / 2].u[slot % 2][b][i / 4][i % 4]; }
   };
 
-  template <int G, int B, class R>
-  EQ_DEVICE static void harmonics(R& r, u32 at, const uint4* toeplitz) {
-    u32 window[S::rows][4];
+  // Responses of one component, to be kept in place KEPT.
+  template <int G, int COMPONENT, int KEPT, class C>
+  EQ_DEVICE static void respond(C& combined, u32 at, u32 toeplitz) {
+    unroll<T::groups[G].slabs.first, T::groups[G].slabs.last>([&](auto slab) EQ_INLINE {
+      static constexpr Slab s = T::slabs[decltype(slab)::value];
+      Pair lines[2][S::rows][2];  // of 2 x 8 copies
+      Input::template load<decltype(slab)::value>(lines, at, half);
+      unroll<s.fragments.first, s.fragments.last>([&](auto index) EQ_INLINE {
+        constexpr Fragment f = T::fragments[decltype(index)::value];
+        Pair t[4];
+        Input::template toeplitz<decltype(index)::value>(t, toeplitz);
 #pragma unroll
-    for (int row = 0; row < S::rows; ++row) load_transposed(window[row], at + row * 256);
-    unroll<T::groups[G].fragments.first, T::groups[G].fragments.last>([&](auto index) EQ_INLINE {
-      constexpr Fragment f = T::fragments[decltype(index)::value];
-      const uint4 t = toeplitz[index * 32 + threadIdx.x % 32];
-#pragma unroll
-      for (int y = 0; y < 2; ++y) {
-        const u32(&above)[4] = window[y + S::radius + f.row], (&below)[4] = window[y + S::radius - f.row];
-        u32 v[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          v[i] = f.row == 0 ? above[i] : f.odd ? Number::subtract(above[i], below[i]) : Number::add(above[i], below[i]);
-        Number::mma(r.u[2 * f.pair][B][y], v, t.x, t.z);
-        if (f.full) Number::mma(r.u[2 * f.pair + 1][B][y], v, t.y, t.w);
-      }
+        for (int y = 0; y < 2; ++y) {
+          Pair first[2], second[2];
+          Input::template window<decltype(index)::value>(first, lines[0], y);
+          Input::template window<decltype(index)::value>(second, lines[1], y);
+          const Pair v[4] = {first[0], second[0], first[1], second[1]};
+          auto& u = combined.u.pairs[f.pair].u;
+          Number::mma(u[0][KEPT][y], v, t[0], t[2]);
+          if constexpr (f.full) Number::mma(u[1][KEPT][y], v, t[1], t[3]);
+        }
+      });
+      if constexpr (C::one_by_one) combined.template add<COMPONENT, decltype(slab)::value>();
     });
   }
 
-  template <int Z, class R>
-  EQ_DEVICE static void operand(u32 (&a)[4], const R& r) {  // one component of one z, transposed
+  template <int Z, class C>
+  EQ_DEVICE static void operand(Pair (&a)[4], const C& c) {  // one component of one z, transposed
 #pragma unroll
-    for (int y = 0; y < 2; ++y) {
-      float z[4] = {};
-      unroll<T::z[Z].first, T::z[Z].last>([&](auto index) EQ_INLINE {
-        constexpr Term t = T::terms[decltype(index)::value];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) z[i] += t.coefficient * r.u[t.slot][t.component][y][i];
-      });
-      a[2 * y] = Number::pack(z[0], z[1]);
-      a[2 * y + 1] = Number::pack(z[2], z[3]);
-    }
+    for (int i = 0; i < 4; ++i) a[i] = Number::pack(c.template z<Z>(2 * i), c.template z<Z>(2 * i + 1));
   }
 
-  // Gradients of one output irrep as operands: [component][pair of blocks of 8 copies].
-  template <int SIZE, int PAIRS>
-  struct Gradient {
-    u32 g[SIZE][PAIRS][4];
-  };
+  // The gradient of one component of an output irrep as operands, for blocks of 8 copies.
+  template <int BLOCKS>
+  EQ_DEVICE static void load_gradient(Pair (&g)[BLOCKS][2], u32 at, int first) {
+#pragma unroll
+    for (int b = 0; b < BLOCKS; ++b) Number::load(g[b], at + (first + b) * g_block);
+  }
 
-  template <int STEP, int TILE, int N_TILES, class R>
-  EQ_DEVICE static void accumulate(float (&acc)[N_TILES][4], const R& r, u32 at) {
+  template <int STEP, int TILE, int N_TILES, class C>
+  EQ_DEVICE static void accumulate(float (&acc)[N_TILES][4], const C& combined, u32 at) {
     static constexpr Step s = T::steps[STEP];
     static constexpr Irrep out = T::out[s.out];
-    constexpr int first = S::tile(s.out, 0, 0), blocks = out.copies / 8, pairs = (blocks + 1) / 2;
-    Gradient<out.size, pairs> d;
-#pragma unroll
-    for (int c = 0; c < out.size; ++c)
-#pragma unroll
-      for (int b = 0; b < pairs; ++b) load_transposed(d.g[c][b], at + (first + c * blocks + 2 * b) * g_plane);
+    constexpr int blocks = out.copies / 8;
     if constexpr (out.complex) {
-      u32 z0[4], z1[4];
-      operand<s.z0>(z0, r);
-      operand<s.z0 + 1>(z1, r);
+      Pair z0[4], z1[4], g0[blocks][2], g1[blocks][2];
+      operand<s.z0>(z0, combined);
+      operand<s.z0 + 1>(z1, combined);
+      load_gradient(g0, at, S::tile(s.out, 0, 0));
+      load_gradient(g1, at, S::tile(s.out, 1, 0));
 #pragma unroll
       for (int b = 0; b < blocks; ++b) {
-        const u32 *g0 = d.g[0][b / 2] + b % 2 * 2, *g1 = d.g[1][b / 2] + b % 2 * 2;
         float(&w1)[4] = acc[TILE + b], (&w2)[4] = acc[TILE + blocks + b];
-        Number::mma(w1, z0, g0[0], g0[1]);
-        Number::mma(w2, z0, g1[0], g1[1]);
-        Number::mma(w1, z1, g1[0], g1[1]);
-        Number::mma(w2, z1, negate(g0[0]), negate(g0[1]));
+        Number::mma(w1, z0, g0[b][0], g0[b][1]);
+        Number::mma(w2, z0, g1[b][0], g1[b][1]);
+        Number::mma(w1, z1, g1[b][0], g1[b][1]);
+        Number::mma(w2, z1, Number::negate(g0[b][0]), Number::negate(g0[b][1]));
       }
     } else {
-      unroll<0, out.size * (s.z1 < 0 ? 1 : 2)>([&](auto index) EQ_INLINE {
-        constexpr int c = decltype(index)::value % out.size, path = decltype(index)::value / out.size;
-        u32 z[4];
-        operand<(path ? s.z1 : s.z0) + c>(z, r);
+      unroll<0, out.size>([&](auto component) EQ_INLINE {
+        constexpr int c = decltype(component)::value;
+        Pair g[blocks][2];
+        load_gradient(g, at, S::tile(s.out, c, 0));
+        unroll<0, (s.z1 < 0 ? 1 : 2)>([&](auto path) EQ_INLINE {
+          Pair z[4];
+          operand<(path ? s.z1 : s.z0) + c>(z, combined);
 #pragma unroll
-        for (int b = 0; b < blocks; ++b)
-          Number::mma(acc[TILE + path * blocks + b], z, d.g[c][b / 2][b % 2 * 2], d.g[c][b / 2][b % 2 * 2 + 1]);
+          for (int b = 0; b < blocks; ++b) Number::mma(acc[TILE + path * blocks + b], z, g[b][0], g[b][1]);
+        });
       });
     }
   }
 
   template <int M>
   EQ_DEVICE static void run(const GradWeightParams& p, int chunk) {
-    constexpr int size = T::in[M].size, most = max_tiles(M);
+    constexpr int most = max_tiles(M), kept = kept_components<T, M>;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warp_row = warp % ROW_WARPS, warp_group = warp / ROW_WARPS;
-    const uint4* const toeplitz = reinterpret_cast<const uint4*>(shared_memory + 2 * stage);
     const u32 base = shared_address(shared_memory);
-    const u32 x_at = base + lane / 8 % 2 * x_plane + (warp_row * 2 * 16 + lane % 8 + lane / 16 * 8) * 16;
-    const u32 g_at = base + gradient_at + lane / 16 * g_plane + ((warp_row * 2 + lane / 8 % 2) * 8 + lane % 8) * 16;
+    const u32 x_at = base + Number::place(Input::sheet) + T::stride * warp_row * 2 * Input::line;
+    const u32 g_at = base + gradient_at + Number::place(g_sheet) + warp_row * 2 * 8 * 16;
     float acc[most][4] = {};
     int buffer = 0;
-    if (blockIdx.x < p.tiles) stage_tile<M>(p, base, blockIdx.x, chunk);
+    if (BUFFERS == 2 && blockIdx.x < p.tiles) stage_tile<M>(p, base, blockIdx.x, chunk);
 #pragma unroll 1
     for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
-      if (tile + gridDim.x < p.tiles) {
-        stage_tile<M>(p, base + (buffer ^ 1) * stage, tile + gridDim.x, chunk);
-        wait_copies<1>();
-      } else {
-        wait_copies<0>();
-      }
+      const int next = BUFFERS == 2 ? tile + gridDim.x : tile;
+      if (next < p.tiles) stage_tile<M>(p, base + (buffer ^ (BUFFERS - 1)) * stage, next, chunk);
+      if (BUFFERS == 2 && next < p.tiles) wait_copies<1>();
+      else wait_copies<0>();
       __syncthreads();
       unroll<0, S::n_groups>([&](auto group) EQ_INLINE {
         constexpr int g = decltype(group)::value;
         constexpr Range steps = T::steps_of[M][g];
         if constexpr (steps.first < steps.last)
           if (warp_group == g) {
-            Responses<size, 2 * T::groups[g].pairs> r = {};
-            unroll<0, size>([&](auto b) EQ_INLINE {
-              harmonics<g, decltype(b)::value>(r, x_at + buffer * stage + b * 2 * x_plane, toeplitz);
+            Combined<T, M, g, Responses<T::groups[g].pairs, kept>, 8> combined;
+            unroll<0, T::in[M].size>([&](auto b) EQ_INLINE {
+              constexpr int component = decltype(b)::value;
+              respond<g, component, component % kept>(combined, x_at + buffer * stage + component * Input::component,
+                                                      base + toeplitz_at);
             });
             unroll<T::steps_of[M][g].first, T::steps_of[M][g].last>([&](auto step) EQ_INLINE {
               constexpr int s = decltype(step)::value;
-              accumulate<s, tiles(T::steps_of[M][decltype(group)::value].first, s)>(acc, r, g_at + buffer * stage);
+              accumulate<s, tiles(T::steps_of[M][decltype(group)::value].first, s)>(acc, combined, g_at + buffer * stage);
             });
           }
       });
       __syncthreads();
-      buffer ^= 1;
+      buffer ^= BUFFERS - 1;
     }
     const long long row = blockIdx.x * ROW_WARPS + warp_row;
     float4* const partial = p.partial + (row * n_tiles + first_tile(M) + chunk * tiles(M)) * 32 + lane;
@@ -224,8 +215,8 @@ struct GradWeight {
   // Grid: (any number of blocks that share the pixels, n_jobs).
   EQ_DEVICE static void start(const GradWeightParams& p) {
     uint4* const words = reinterpret_cast<uint4*>(shared_memory);
-    for (int i = threadIdx.x; i < 2 * stage / 16; i += threads) words[i] = make_uint4(0, 0, 0, 0);
-    for (int i = threadIdx.x; i < S::n_fragments * 32; i += threads) words[2 * stage / 16 + i] = p.toeplitz[i];
+    for (int i = threadIdx.x; i < toeplitz_at / 16; i += threads) words[i] = make_uint4(0, 0, 0, 0);
+    for (int i = threadIdx.x; i < (shared_bytes - toeplitz_at) / 16; i += threads) words[toeplitz_at / 16 + i] = p.toeplitz[i];
     __syncthreads();
     unroll<0, S::n_in>([&](auto input) EQ_INLINE {  // the same branch for the whole block
       constexpr int m = decltype(input)::value, first = first_job(m), last = first_job(m + 1);

@@ -1,7 +1,7 @@
 // What surrounds the fused kernels: changes between layouts, packing of the weights and unpacking of their gradient are all
 // linear maps with a few terms for each number.
 #pragma once
-#include "device.cuh"
+#include "functions.cuh"
 
 namespace equiconv {
 
@@ -17,19 +17,21 @@ struct Channels {  // addresses [batch, pixel, channel], in elements
 };
 
 struct ChangeChannelsParams {
-  const u16* from;
-  u16* to;
+  const void* from;
+  void* to;
   Terms terms;
   const float* bias;  // [count] or null
   Channels from_channels, to_channels;
   int pixels;         // of an image
+  int function;
 };
 
 // Grid: batch * ceil(pixels / 32). Applies the terms to the channels of each pixel. Pixels are lanes; what comes and goes is
 // staged in shared memory [channel][pixel], so that global memory is read and written in its own order.
 template <class Number>
 struct ChangeChannels {
-  static constexpr int threads = 256, pixels = 32, pitch = pixels + 2;  // 17 words, against bank conflicts
+  using Stored = typename Number::Stored;
+  static constexpr int threads = 256, pixels = 32, pitch = pixels + 4 / sizeof(Stored);  // an odd number of words
 
   template <class F>
   EQ_DEVICE static void each(const Channels& c, int channels, int valid, F&& f) {
@@ -40,11 +42,11 @@ struct ChangeChannels {
   }
 
   EQ_DEVICE static void run(const ChangeChannelsParams& p) {
-    u16 *const from = reinterpret_cast<u16*>(shared_memory), *const to = from + p.terms.from_count * pitch;
+    Stored *const from = reinterpret_cast<Stored*>(shared_memory), *const to = from + p.terms.from_count * pitch;
     const int tiles = (p.pixels + pixels - 1) / pixels, image = blockIdx.x / tiles, first = blockIdx.x % tiles * pixels;
     const int valid = p.pixels - first < pixels ? p.pixels - first : pixels;
-    const u16* const source = p.from + image * p.from_channels.batch_stride + first * p.from_channels.pixel_stride;
-    u16* const target = p.to + image * p.to_channels.batch_stride + first * p.to_channels.pixel_stride;
+    const Stored* const source = static_cast<const Stored*>(p.from) + image * p.from_channels.batch_stride + first * p.from_channels.pixel_stride;
+    Stored* const target = static_cast<Stored*>(p.to) + image * p.to_channels.batch_stride + first * p.to_channels.pixel_stride;
     each(p.from_channels, p.terms.from_count, valid, [&](int at, long long global) { from[at] = source[global]; });
     __syncthreads();
     const int lane = threadIdx.x % 32;
@@ -52,7 +54,7 @@ struct ChangeChannels {
       float sum = p.bias ? p.bias[c] : 0;
       for (int t = p.terms.start[c]; t < p.terms.start[c + 1]; ++t)
         if (lane < valid) sum += p.terms.coefficients[t] * Number::value(from[p.terms.index[t] * pitch + lane]);
-      to[c * pitch + lane] = Number::round(sum);
+      to[c * pitch + lane] = Number::round(apply(p.function, sum));
     }
     __syncthreads();
     each(p.to_channels, p.terms.count, valid, [&](int at, long long global) { target[global] = to[at]; });
@@ -65,18 +67,14 @@ struct MapParams {
   Terms terms;
 };
 
-struct Float32 {
-  EQ_DEVICE static float round(float x) { return x; }
-};
-
-// One thread for each number of the result: packed weights in 16 bits, or their gradient in float.
+// One thread for each number of the result: packed weights, or their gradient in float.
 template <class Number>
 EQ_DEVICE void map_numbers(const MapParams& p) {
   const int i = blockIdx.x * 256 + threadIdx.x;
   if (i >= p.terms.count) return;
   float sum = 0;
   for (int t = p.terms.start[i]; t < p.terms.start[i + 1]; ++t) sum += p.terms.coefficients[t] * p.from[p.terms.index[t]];
-  static_cast<decltype(Number::round(sum))*>(p.to)[i] = Number::round(sum);
+  static_cast<typename Number::Stored*>(p.to)[i] = Number::round(sum);
 }
 
 struct ReduceParams {

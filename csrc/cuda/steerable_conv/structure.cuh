@@ -7,17 +7,30 @@ namespace equiconv {
 // Copies of an irrep, padded to a multiple of 8, in channels: channel + component * stride + copy.
 struct Irrep { int size, copies, channel, stride; bool complex; };
 struct Range { int first, last; };
-struct Fragment { int pair, row; bool odd, full; };       // Toeplitz operand of two harmonics (one if not full), tap rows +-row
-struct Group { int pairs; Range fragments; };             // harmonics that are computed together, in 2 * pairs slots
+// Toeplitz operand of two harmonics (one if not full) for tap rows +-row; its place in the table, counted in harmonics.
+struct Fragment { int pair, row; bool odd, full; int place; };
+// Those that read the same lines: tap planes +-plane, one phase. After it, the responses of the pairs `done` are complete.
+struct Slab { int plane, phase; bool odd; Range fragments, done; };
+struct Group { int pairs; Range slabs; };                 // harmonics that are computed together, in 2 * pairs slots
 struct Step { int out, z0, z1; };                         // complex: one z; real: two z, or one and -1
 struct Term { int component, slot; float coefficient; };  // z[a] = sum of coefficient * u[slot][component]
 
+// A convolution with zeros around it. What it reads at stride * y + tap - pad_y, it writes at y; likewise along z (in the
+// plane: one plane) and x. The source is `up` times as large as its memory, with zeros in between.
+struct Image {
+  int depth, height, width, out_depth, out_height, out_width, pad_z, pad_y, pad_x;
+  int tiles_z, tiles_y, tiles_x;  // of the output, for each image of the batch
+};
+
 template <class T>
 struct Structure {
-  static constexpr int radius = T::taps / 2, rows = 2 + 2 * radius, columns = 8 + 2 * radius;
+  static constexpr int radius = T::taps / 2, depth_radius = T::depth_taps / 2;
+  static constexpr int phases = T::stride, columns = 8 + (T::taps - 1) / T::stride;  // of a line that 8 pixels read
+  static constexpr int rows = T::taps + T::stride;                                   // lines that 2 rows of pixels read
   static constexpr int n_in = sizeof(T::in) / sizeof(Irrep), n_out = sizeof(T::out) / sizeof(Irrep);
-  static constexpr int n_groups = sizeof(T::groups) / sizeof(Group), n_fragments = sizeof(T::fragments) / sizeof(Fragment);
-  static_assert(T::taps % 2 == 1 && columns <= 16, "the window of a Toeplitz operand has 16 columns: at most 9 taps");
+  static constexpr int n_groups = sizeof(T::groups) / sizeof(Group);
+  static constexpr bool one_slab = T::depth_taps == 1 && phases == 1;
+  static_assert(T::taps % 2 == 1 && columns <= 16, "the window of a Toeplitz operand has 16 columns");
 
   static constexpr int channels_in = T::in[n_in - 1].channel + T::in[n_in - 1].size * T::in[n_in - 1].stride;
 
@@ -26,12 +39,30 @@ struct Structure {
     for (auto& i : T::in) most = i.size > most ? i.size : most;
     return most;
   }
+  EQ_TABLE static int harmonics_of_fragments() {
+    int n = 0;
+    for (auto& f : T::fragments) n += f.full ? 2 : 1;
+    return n;
+  }
   EQ_TABLE static bool copies_fit() {
     for (auto& i : T::in) if (i.copies % 8 || i.channel % 8 || i.stride % 8) return false;
     for (auto& i : T::out) if (i.copies % 8 || i.channel % 8 || i.stride % 8) return false;
     return true;
   }
   static_assert(copies_fit(), "16 bytes are read at a time");
+
+  // The z's of a group of harmonics that come from one input irrep.
+  EQ_TABLE static Range z_of(int m, int group) {
+    Range r{-1, -1};
+    for (int i = T::steps_of[m][group].first; i < T::steps_of[m][group].last; ++i) {
+      const Step s = T::steps[i];
+      const int size = T::out[s.out].size, last = (s.z1 > s.z0 ? s.z1 : s.z0) + size;
+      const int first = s.z1 >= 0 && s.z1 < s.z0 ? s.z1 : s.z0;
+      if (r.first < 0 || first < r.first) r.first = first;
+      if (last > r.last) r.last = last;
+    }
+    return r;
+  }
 
   // Accumulator tiles (16 pixels x 8 copies) are numbered [irrep, component, block of 8 copies].
   EQ_TABLE static int tile(int n, int component, int block) {
@@ -66,12 +97,6 @@ struct Structure {
     return o;
   }
   static constexpr int n_operands = operand_base(n_in);
-};
-
-// A convolution of stride 1 with zeros around it: what it reads at (y + tap - pad_y, x + tap - pad_x), it writes at (y, x).
-struct Image {
-  int height, width, out_height, out_width, pad_y, pad_x;
-  int tiles_y, tiles_x;  // of the output, for each image of the batch
 };
 
 }  // namespace equiconv
