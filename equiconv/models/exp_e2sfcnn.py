@@ -8,6 +8,7 @@ import torch
 from .c8_steerable_cnn import mlp
 from .e2sfcnn import POOLED, check_sizes
 from .groups import parse_group, plane_of, restriction
+from .harmonic import commutes_with_i
 from .registry import register
 
 CONTINUOUS = {"SO2": (False, -1), "O2": (True, -1)}  # (has reflections, rotations)
@@ -314,12 +315,6 @@ class ExpE2SFCNN(torch.nn.Module):
     def forward(self, images):  # [B, in_channels, H, W] -> [B, classes]
         invariant = self.features(self.in_type(images)).tensor  # [B, C, 1, 1]
         return self.head(invariant.flatten(1).to(images.dtype))  # escnn's group pooling always returns float32
-
-
-def commutes_with_i(attributes):
-    """Whether an element of the basis of a kernel between irreps of rotations is linear over complex numbers."""
-    orders = attributes["in_irrep"][-1], attributes["out_irrep"][-1]
-    return attributes["irrep:frequency"] == abs(orders[0] - orders[1])
 
 
 def _by_parts(nn, parts, types, steps):

@@ -29,7 +29,10 @@ class _Conv(SteerableShells, Planned, Expanded):
         check_input(self, input)
         x = input.tensor
         method = self.method_for(x)
-        y = self._dense(x, norm) if method == "dense" else self._factorised(x, norm, BACKENDS[method])
+        if method == "dense":
+            y = self._dense(x, norm)
+        else:
+            y = self.factorised(x, *self.weights_and_bias(norm), BACKENDS[method])
         y = like(y, x)  # torch's convolutions with kernels of size 1 lose channels_last
         return GeometricTensor(y, self.out_type, coords=None)
 
@@ -39,8 +42,9 @@ class _Conv(SteerableShells, Planned, Expanded):
             check_dtype(self, x, filter)
         return self._convolve(x, filter, bias)
 
-    def _factorised(self, x, norm, backend):
-        weights, bias = self.weights_and_bias(norm)
+    def factorised(self, x, weights, bias, backend):
+        """The convolution of a tensor x with these weights, and the bias of each channel or None, by a backend of
+        ops.steerable_conv."""
         dtype = autocast_dtype(x.device.type)
         if dtype is not None:
             x = x.to(dtype)
