@@ -1,6 +1,7 @@
 """Whole networks: a step of training, from images to changed weights, beside escnn's and the conventional twins'.
 
-Each is the published network of equiconv.models at its published size; only the batch is small on a CPU. Methods:
+Each is the published network of equiconv.models at its published size; only the batch is small on a CPU, and the images
+of the largest networks, for all methods alike. Methods:
 escnn, equiconv_convolutions (escnn's with its convolutions accelerated) and equiconv (the same network, with the same
 weights), torch (the conventional network with as many channels) and twin (with as many parameters). A step is the
 forward pass, cross-entropy, backward pass and SGD with momentum.
@@ -29,12 +30,14 @@ DRAWS = 3
 class Network:
     """A network of equiconv.models and its twins, by name.
 
-    twin   of equal parameters; that of equal width is named twin_wide
-    batch  images in a step: on the CPU, on a GPU
+    twin        of equal parameters; that of equal width is named twin_wide
+    batches     images in a step: on the CPU, on a GPU
+    cpu_pixels  height and width of the images on the CPU; None: as published, as on a GPU
     """
     name: str
     twin: str
     batches: tuple
+    cpu_pixels: int | None = None
     op = OP
     module = "a step of training"
 
@@ -45,15 +48,19 @@ class Network:
     def batch_on(self, device):
         return self.batches[torch.device(device).type == "cuda"]
 
-    def shape(self):
-        return models.input_shape(self.name)
+    def shape_on(self, device):
+        """Of one image: [C, *size]."""
+        channels, *size = models.input_shape(self.name)
+        if self.cpu_pixels and torch.device(device).type == "cpu":
+            size = len(size) * [self.cpu_pixels]
+        return channels, *size
 
 
 NETWORKS = {network.name: network for network in (
     Network("e2sfcnn", "e2sf_cnn", batches=(2, 64)),
     Network("c8_steerable_cnn", "cnn", batches=(4, 64)),
     Network("e2wrn16_8", "wrn16_8", batches=(1, 16)),
-    Network("e2wrn28_10", "wrn28_10", batches=(1, 32)),
+    Network("e2wrn28_10", "wrn28_10", batches=(1, 32), cpu_pixels=16),
     Network("se3_cnn", "cnn_3d", batches=(2, 32)),
     Network("hnet", "hnet_cnn", batches=(8, 64)),
     Network("deeplense_c4_cnn", "deeplense_cnn", batches=(2, 64)),
@@ -104,7 +111,7 @@ def measure(case, device, dtype, budget_s, timed, layout="contiguous"):
         errors = {method: _error(case, method, steps, precision) for method in OURS}
         rows = timed(steps, device, budget_s)
     return [Row(case=case.name, source=case.source, op=OP, mode="training", dtype=dtype, layout=layout,
-                batch=case.batch_on(device), size="x".join(map(str, case.shape()[1:])), method=method, **columns,
+                batch=case.batch_on(device), size="x".join(map(str, case.shape_on(device)[1:])), method=method, **columns,
                 error=errors.get(method, ""),
                 note={"torch": f"{case.twin}_wide", "twin": case.twin}.get(method, ""))
             for method, columns in rows.items()]
@@ -132,7 +139,7 @@ def _steps(case, device, precision, layout):
     theirs.load_state_dict(ours.state_dict())
     built = {"escnn": theirs, "equiconv_convolutions": accelerate_convolutions(copy.deepcopy(theirs)), "equiconv": ours,
              "torch": _build(f"{case.twin}_wide", escnn.nn), "twin": _build(case.twin, escnn.nn)}
-    shape = case.shape()
+    shape = case.shape_on(device)
     images = torch.randn(case.batch_on(device), *shape, device=device, dtype=precision.activations)
     if layout == "channels_last":
         images = images.contiguous(memory_format={3: torch.channels_last, 4: torch.channels_last_3d}[len(shape)])
