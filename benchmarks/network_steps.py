@@ -110,9 +110,9 @@ def measure(case, device, dtype, budget_s, timed, layout="contiguous"):
             steps[method].model.load_state_dict(steps["escnn"].model.state_dict())
         errors = {method: _error(case, method, steps, precision) for method in OURS}
         rows = timed(steps, device, budget_s)
+    size = "x".join(map(str, case.shape_on(device)[1:]))
     return [Row(case=case.name, source=case.source, op=OP, mode="training", dtype=dtype, layout=layout,
-                batch=case.batch_on(device), size="x".join(map(str, case.shape_on(device)[1:])), method=method, **columns,
-                error=errors.get(method, ""),
+                batch=case.batch_on(device), size=size, method=method, **columns, error=errors.get(method, ""),
                 note={"torch": f"{case.twin}_wide", "twin": case.twin}.get(method, ""))
             for method, columns in rows.items()]
 

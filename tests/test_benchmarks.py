@@ -158,6 +158,8 @@ def test_networks_are_published_with_twins():
     assert not set(network_steps.NETWORKS) & {*CASES, *field_layers.LAYERS}
     for case in network_steps.NETWORKS.values():
         assert {case.name, case.twin, f"{case.twin}_wide"} <= set(models.names())
+        assert case.shape_on("cuda") == models.input_shape(case.name)
+    assert network_steps.NETWORKS["e2wrn28_10"].shape_on("cpu") == (3, 16, 16)
 
 
 def test_a_step_changes_every_weight():
