@@ -33,11 +33,13 @@ class Network:
     twin        of equal parameters; that of equal width is named twin_wide
     batches     images in a step: on the CPU, on a GPU
     cpu_pixels  height and width of the images on the CPU; None: as published, as on a GPU
+    sized       whether the networks have those as an option, image_size
     """
     name: str
     twin: str
     batches: tuple
     cpu_pixels: int | None = None
+    sized: bool = False
     op = OP
     module = "a step of training"
 
@@ -51,9 +53,14 @@ class Network:
     def shape_on(self, device):
         """Of one image: [C, *size]."""
         channels, *size = models.input_shape(self.name)
-        if self.cpu_pixels and torch.device(device).type == "cpu":
-            size = len(size) * [self.cpu_pixels]
-        return channels, *size
+        return channels, *(len(size) * [self.cpu_pixels] if self._is_smaller_on(device) else size)
+
+    def options_on(self, device):
+        """Of the networks."""
+        return {"image_size": self.cpu_pixels} if self.sized and self._is_smaller_on(device) else {}
+
+    def _is_smaller_on(self, device):
+        return self.cpu_pixels is not None and torch.device(device).type == "cpu"
 
 
 NETWORKS = {network.name: network for network in (
@@ -63,7 +70,7 @@ NETWORKS = {network.name: network for network in (
     Network("e2wrn28_10", "wrn28_10", batches=(1, 32), cpu_pixels=16),
     Network("se3_cnn", "cnn_3d", batches=(2, 32)),
     Network("hnet", "hnet_cnn", batches=(8, 64)),
-    Network("deeplense_c4_cnn", "deeplense_cnn", batches=(2, 64)),
+    Network("deeplense_c4_cnn", "deeplense_cnn", batches=(2, 64), cpu_pixels=64, sized=True),
 )}
 
 
@@ -135,10 +142,12 @@ def _error(case, method, steps, precision):
 
 def _steps(case, device, precision, layout):
     """{method: Step}, on the same images."""
-    theirs, ours = _uninitialised(case.name), _build(case.name, equiconv_nn())
+    options = case.options_on(device)
+    theirs, ours = _uninitialised(case.name, options), _build(case.name, equiconv_nn(), options)
     theirs.load_state_dict(ours.state_dict())
     built = {"escnn": theirs, "equiconv_convolutions": accelerate_convolutions(copy.deepcopy(theirs)), "equiconv": ours,
-             "torch": _build(f"{case.twin}_wide", escnn.nn), "twin": _build(case.twin, escnn.nn)}
+             **{method: _build(name, escnn.nn, options)
+                for method, name in (("torch", f"{case.twin}_wide"), ("twin", case.twin))}}
     shape = case.shape_on(device)
     images = torch.randn(case.batch_on(device), *shape, device=device, dtype=precision.activations)
     if layout == "channels_last":
@@ -159,14 +168,14 @@ def accelerate_convolutions(model):
     return model
 
 
-def _build(name, nn):
+def _build(name, nn, options):
     torch.manual_seed(0)
-    return models.create(name, nn)
+    return models.create(name, nn, **options)
 
 
-def _uninitialised(name):
+def _uninitialised(name, options):
     """escnn's network without its initialisation, which takes minutes: it gets equiconv's weights."""
     with ExitStack() as stack:
         for method in ("generalized_he_init", "deltaorthonormal_init"):
             stack.enter_context(patch.object(escnn.nn.init, method, lambda *_, **__: None))
-        return _build(name, escnn.nn)
+        return _build(name, escnn.nn, options)
