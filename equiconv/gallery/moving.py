@@ -42,7 +42,8 @@ def rotate_image(out, image=None, size=IMAGE_SIZE, frames=IMAGE_FRAMES, seed=0, 
 def rotate_volume(out, volume=None, size=VOLUME_SIZE, frames=VOLUME_FRAMES, seed=0, tick=lambda: None):
     """The same for a volume, with three slices through its middle: rotating-volume.png, .gif and .json.
 
-    volume  .npy file of a three-dimensional array with axes -z, -y, x; by default a phantom of a head
+    volume  .npy file of a three-dimensional array with axes -z, -y, x; by default nilearn's brain, or without nilearn a
+            phantom of a head
     """
     _check(size, frames)
     show = respond(scenes.volume(volume, size), size, _angles(frames), seed, tick)

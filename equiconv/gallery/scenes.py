@@ -5,6 +5,9 @@ import numpy as np
 import torch
 from scipy.ndimage import affine_transform, gaussian_filter
 
+from ..experiments import brain
+from ..experiments.data import MissingData
+
 FINER = 2  # a photograph is rotated at that resolution, and averaged afterwards
 SPLINE = 3  # order of the interpolation
 FILLED = 0.8  # radius of the disc that is kept of a scene, of that of the grid: the rest is room for the kernels
@@ -42,12 +45,16 @@ def photograph(path, size):
 def volume(path, size):
     """[size, size, size] in 0..1, axes as escnn's: -z, -y, x.
 
-    path  of a three-dimensional .npy file, which is cropped to a cube and resampled; None takes a phantom of a head
+    path  of a three-dimensional .npy file, which is cropped to a cube and resampled; None takes the brain that nilearn
+          carries, or without nilearn a phantom of a head
 
     Raises ValueError if the file holds no volume.
     """
     if path is None:
-        return _head(size)
+        try:
+            return _brain(size)
+        except MissingData:
+            return _head(size)
     try:
         values = np.load(Path(path), allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -56,11 +63,25 @@ def volume(path, size):
         raise ValueError(f"{path} must hold a three-dimensional array of numbers, got {getattr(values, 'shape', '?')}")
     side = min(values.shape)
     values = values[tuple(slice((n - side) // 2, (n - side) // 2 + side) for n in values.shape)].astype(np.float64)
+    return _resampled(values, size)
+
+
+def _resampled(values, size):
+    """A cube of numbers as one of that size, in 0..1."""
+    side = len(values)
     if side > size:
         values = gaussian_filter(values, 0.5 * side / size)
     scale = (side - 1) / (size - 1)
     values = affine_transform(values, np.eye(3) * scale, order=1, output_shape=(size,) * 3)
     return (values - values.min()) / max(np.ptp(values), 1e-12)
+
+
+def _brain(size):
+    """The MNI152 average of T1-weighted heads. Raises MissingData without nilearn."""
+    values = brain.volumes()[0][0].numpy().transpose(2, 1, 0)[::-1, ::-1]  # from axes x, y, z
+    values = values - values.min()  # zero outside of the brain
+    side = max(values.shape)
+    return _resampled(np.pad(values, [((side - n) // 2, (side - n + 1) // 2) for n in values.shape]), size)
 
 
 def _head(size):

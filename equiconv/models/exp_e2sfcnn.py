@@ -1,6 +1,8 @@
 """The steerable CNN of the published comparison of fields and nonlinearities: both are options."""
 import math
+from bisect import bisect_right
 from functools import partial, reduce
+from itertools import accumulate
 from operator import add
 
 import torch
@@ -8,8 +10,10 @@ import torch
 from .c8_steerable_cnn import mlp
 from .e2sfcnn import POOLED, check_sizes
 from .groups import parse_group, plane_of, restriction
+from .harmonic import commutes_with_i
 from .registry import register
 
+STEPS = ("normalise", "activate", "pool", "invariants")  # behind a convolution, the last two in some layers only
 CONTINUOUS = {"SO2": (False, -1), "O2": (True, -1)}  # (has reflections, rotations)
 
 
@@ -19,7 +23,10 @@ class Pointwise:
     reprs  escnn representations, one field of each for each unit of width
 
     Each step is a module, or a list of those for consecutive fields.
+
+    restrict_after  how many of the steps see the fields of the larger group in a layer with a restriction
     """
+    restrict_after = 0
 
     def __init__(self, reprs):
         self.reprs = reprs
@@ -58,6 +65,7 @@ class Scalarised(Pointwise):
 
 class Vectors(Pointwise):
     """Regular fields that become vectors: the maximum over the group, in the direction of the rotation of it."""
+    restrict_after = len(STEPS)  # the rotations of the larger group
 
     def activate(self, nn, fields):
         return nn.VectorFieldNonLinearity(fields)
@@ -76,6 +84,8 @@ class Norms(Pointwise):
     def __init__(self, reprs, induced=False, function="n_relu"):
         super().__init__(reprs)
         self.induced, self.function = induced, function
+        if induced:
+            self.restrict_after = len(STEPS)  # a restricted field is not induced any more
 
     def normalise(self, nn, fields):
         return (nn.InducedNormBatchNorm if self.induced else nn.NormBatchNorm)(fields)
@@ -104,6 +114,7 @@ class Gated(Norms):
 
     gate  representation of the gates
     """
+    restrict_after = 2  # a gate belongs to a field of the larger group
 
     def __init__(self, reprs, gate, induced=False):
         super().__init__(reprs, induced)
@@ -249,7 +260,8 @@ def exp_e2sfcnn(nn, *, fields="regular", group="C16", frequency=3, restricted=No
                       *_conv, *_norm       in the last layer, only scalars, or the norms of irreps
     group             C16 (rotations by multiples of 360/16 degrees), D16 (reflections too), SO2, O2, ...
     frequency         highest of the irreps, where rotations are by all angles
-    restricted        (layer, group): behind that layer, counted from 1, equivariance is only to that subgroup
+    restricted        (layer, group): from within that layer on, counted from 1, equivariance is only to that subgroup:
+                      behind the convolution; with gates behind these; with vectors and induced fields behind the layer
     fixed_parameters  whether widths of the second to fifth layer are scaled so that convolutions between these have
                       about as many weights as with regular fields of C16
     widths            fields of the six layers for each representation of the option; the sixth: invariants
@@ -286,11 +298,9 @@ class ExpE2SFCNN(torch.nn.Module):
         self.options = {"basis_filter": commutes_with_i} if fields in COMPLEX_LINEAR else {}
         plane = symmetries[0].plane
         self.in_type = current = nn.FieldType(plane, in_channels * [plane.trivial_repr])
-        layers, before = [], symmetries[0]
+        layers = []
+        after = symmetries[1:] + symmetries[-1:]
         for i, (symmetry, width, kernel, padding) in enumerate(zip(symmetries, widths, kernels, paddings)):
-            if symmetry is not before:
-                layers += restriction(nn, current, symmetry.reflections, symmetry.rotations)
-                current, before = layers[-1].out_type, symmetry
             last = i == len(widths) - 1
             parts = FIELDS[fields](symmetry, last)
             if last:
@@ -299,31 +309,32 @@ class ExpE2SFCNN(torch.nn.Module):
                 width *= _fixing_scale(parts, symmetry.plane, kernel, self.options if fields != "realhnet" else {})
             else:
                 width *= _scale(fields, symmetry)
-            layers += self._layer(nn, current, parts, max(1, round(width)), kernel, padding, i in POOLED, last)
+            steps = [s for s in STEPS if (s != "pool" or i in POOLED) and (s != "invariants" or last)]
+            restricted = after[i] if after[i] is not symmetry else None
+            layers += self._layer(nn, current, parts, max(1, round(width)), kernel, padding, steps, restricted)
             current = layers[-1].out_type
         layers.append(nn.PointwiseAdaptiveMaxPool2D(current, 1))
         self.features = nn.SequentialModule(*layers)
         self.head = mlp(current.size, hidden, classes)
 
-    def _layer(self, nn, in_type, parts, width, kernel, padding, pooled, last):
+    def _layer(self, nn, in_type, parts, width, kernel, padding, steps, restricted):
         types = [part.fields(nn, in_type.gspace, width) for part in parts]
-        conv = nn.R2Conv(in_type, reduce(add, types), kernel, padding=padding, **self.options)
-        steps = ["normalise", "activate", *(["pool"] if pooled else []), *(["invariants"] if last else [])]
-        return [conv, *_by_parts(nn, parts, types, steps)]
+        layers = [nn.R2Conv(in_type, reduce(add, types), kernel, padding=padding, **self.options)]
+        if restricted is not None:
+            count = max(part.restrict_after for part in parts)
+            before, steps = steps[:count], steps[count:]
+            made, types = _by_parts(nn, parts, types, before)
+            modules, parts, types = _restrict(nn, parts, types, restricted)
+            layers += made + modules
+        return layers + _by_parts(nn, parts, types, steps)[0]
 
     def forward(self, images):  # [B, in_channels, H, W] -> [B, classes]
         invariant = self.features(self.in_type(images)).tensor  # [B, C, 1, 1]
         return self.head(invariant.flatten(1).to(images.dtype))  # escnn's group pooling always returns float32
 
 
-def commutes_with_i(attributes):
-    """Whether an element of the basis of a kernel between irreps of rotations is linear over complex numbers."""
-    orders = attributes["in_irrep"][-1], attributes["out_irrep"][-1]
-    return attributes["irrep:frequency"] == abs(orders[0] - orders[1])
-
-
 def _by_parts(nn, parts, types, steps):
-    """Modules that do the steps, each on all parts of a layer."""
+    """(modules that do the steps, each on all parts of a layer; the types of the parts after them)"""
     modules = []
     for step in steps:
         made = [getattr(part, step)(nn, fields) for part, fields in zip(parts, types)]
@@ -333,7 +344,26 @@ def _by_parts(nn, parts, types, steps):
         modules.append(every[0] if len(every) == 1 else nn.MultipleModule(
             reduce(add, types), labels, [(module, str(i)) for i, module in enumerate(every)]))
         types = [reduce(add, [module.out_type for module in found]) for found in made]
-    return modules
+    return modules, types
+
+
+def _restrict(nn, parts, types, symmetry):
+    """(modules that take the fields as fields of a subgroup, the parts, their types); scalars go to the first part."""
+    modules = restriction(nn, reduce(add, types), symmetry.reflections, symmetry.rotations)
+    fields = modules[-1].out_type
+    for r in fields:
+        if r.is_trivial():  # escnn does not see that in a part of a sum of irreps
+            r.supported_nonlinearities.add("pointwise")
+    ends = list(accumulate(t.size for t in types))
+    starts = [0, *accumulate(r.size for r in fields)][:-1]
+    owners = [bisect_right(ends, start) for start in starts]
+    owners = [0 if r.is_trivial() and isinstance(parts[o], Norms) else o for r, o in zip(fields, owners)]
+    of_parts = [[n for n, owner in enumerate(owners) if owner == p] for p in range(len(parts))]
+    order = sum(of_parts, [])
+    if order != list(range(len(fields))):
+        modules.append(nn.ReshuffleModule(fields, order))
+    kept = [(part, fields.index_select(own)) for part, own in zip(parts, of_parts) if own]
+    return modules, *zip(*kept)
 
 
 def _fixing_scale(parts, plane, kernel, options):
@@ -346,7 +376,7 @@ def _fixing_scale(parts, plane, kernel, options):
         return nn.R2Conv(in_type, out_type, kernel, bias=False, initialize=False, **options).weights.numel()
 
     types = [part.fields(nn, plane, 1) for part in parts]
-    active = _by_parts(nn, parts, types, ["normalise", "activate"])[-1].out_type
+    active = _by_parts(nn, parts, types, ["normalise", "activate"])[0][-1].out_type
     c16 = gspaces.rot2dOnR2(16)
     regular = nn.FieldType(c16, [c16.regular_repr])
     return math.sqrt(weights(regular, regular) / weights(active, reduce(add, types), **options))
@@ -371,7 +401,7 @@ def _symmetries(group, restricted, frequency):
     layer, subgroup = restricted
     after = _parse(subgroup)
     if not 1 <= layer <= 5:
-        raise ValueError(f"restricted must name a layer from 1 to 5, got {layer}")
+            raise ValueError(f"restricted must name a layer from 1 to 5, got {layer}")
     divides = before[1] == -1 or (after[1] != -1 and before[1] % after[1] == 0)
     if after[0] > before[0] or not divides or before == after:
         raise ValueError(f"restricted must name a subgroup of {group}, got {subgroup!r}")

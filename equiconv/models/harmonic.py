@@ -5,12 +5,19 @@ channels, its real and its imaginary part: the irrep of frequency n of SO(2), or
 
 D. Worrall, S. Garbin, D. Turmukhambetov, G. Brostow, Harmonic Networks: Deep Translation and Rotation Equivariance,
 CVPR 2017: section 4.
+
+The filters are those kernels steerable by SO(2) that commute with i, so that a convolution with them can be factorised.
 """
 import math
+from functools import lru_cache
 
 import torch
 from escnn.nn import EquivariantModule, GeometricTensor
 from torch.nn import functional as F
+
+from .. import nn
+from ..nn.construction import built_on_cpu
+from ..ops import expand_filter
 
 RING_WIDTH = 0.5  # standard deviation of the Gaussian profile of a ring, in pixels
 LEAST_MODULUS = 1e-6  # by which a field is divided
@@ -39,6 +46,7 @@ class HarmonicConv(EquivariantModule):
     rings        of the profile, at equal distances from the centre to the middle of the border
     padding      with zeros, in pixels
     phase        whether b is learned; 0 otherwise
+    factorised   whether it is computed as equiconv.nn.R2Conv is, by the method that is faster; else always densely
 
     profile  [orders m, out channels, in channels, rings]
     phase    [orders m, out channels, in channels], in radians; or None
@@ -49,7 +57,7 @@ class HarmonicConv(EquivariantModule):
     """
     d = 2
 
-    def __init__(self, in_type, out_type, kernel_size, *, rings=4, padding=0, phase=True):
+    def __init__(self, in_type, out_type, kernel_size, *, rings=4, padding=0, phase=True, factorised=True):
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
@@ -65,6 +73,22 @@ class HarmonicConv(EquivariantModule):
         variance = 2 / (len(in_orders) * in_channels * rings)  # He's, for rings of unit norm
         self.profile = torch.nn.Parameter(math.sqrt(variance) * torch.randn(*shape, rings))
         self.phase = torch.nn.Parameter(2 * math.pi * torch.rand(shape)) if phase else None
+        # Not registered as a submodule: its weights are made of this module's, and no part of the state.
+        self.__dict__["_steerable"] = None
+        self._mixed = []  # (order m, buffer) that the weights of each pair of orders are made of
+        if factorised:
+            with built_on_cpu(self):
+                self._make_steerable(in_orders, out_orders, rings)
+
+    def _make_steerable(self, in_orders, out_orders, rings):
+        self.__dict__["_steerable"] = _steerable(self.in_type, self.out_type, self.kernel_size, rings, self.padding)
+        channels = len(self.in_type) // len(in_orders), len(self.out_type) // len(out_orders)
+        for pair in self._steerable.plan.pairs:
+            i, o = (fields.channels[0] // fields.layout.size // count
+                    for fields, count in zip((pair.in_fields, pair.out_fields), channels))
+            mixing = _mixing(None if self.is_real else in_orders[i], out_orders[o], rings, self.kernel_size)
+            self._mixed.append((self.pairs[o][i], f"mixing{len(self._mixed)}"))
+            self.register_buffer(self._mixed[-1][1], mixing.clone(), persistent=False)
 
     def filter(self):
         """[C out, C in, kernel_size, kernel_size]"""
@@ -79,10 +103,29 @@ class HarmonicConv(EquivariantModule):
         return parts.permute(2, 4, 1, 3, 5, 0, 6, 7).reshape(self.out_type.size, self.in_type.size,
                                                              self.kernel_size, self.kernel_size)
 
+    def steerable_weights(self):
+        """Those of an R2Conv that has the same filter."""
+        weights = self.profile  # of the harmonics; then also of their products with i
+        if self.phase is not None:
+            cos, sin = self.phase.cos()[..., None], self.phase.sin()[..., None]
+            weights = torch.cat([cos * weights, sin * weights], -1)
+        return torch.cat([(weights[m] @ getattr(self, mixing)[:weights.shape[-1]]).flatten()
+                          for m, mixing in self._mixed])
+
     def forward(self, x):
         if x.type != self.in_type:
             raise ValueError(f"the input must be of type {self.in_type}, got {x.type}")
-        return GeometricTensor(F.conv2d(x.tensor, self.filter(), padding=self.padding), self.out_type)
+        method = "dense" if self._steerable is None else self._steerable.method_for(x.tensor)
+        if method == "dense":
+            y = F.conv2d(x.tensor, self.filter(), padding=self.padding)
+        else:
+            y = self._steerable.factorised(x.tensor, self.steerable_weights(), None, method)
+        return GeometricTensor(y, self.out_type)
+
+    def _apply(self, *args, **kwargs):
+        if self._steerable is not None:
+            self._steerable._apply(*args, **kwargs)
+        return super()._apply(*args, **kwargs)
 
     def evaluate_output_shape(self, input_shape):
         batch, _, *spatial = input_shape
@@ -150,12 +193,48 @@ def _streams(fields, name):
     return orders, channels, False
 
 
+def commutes_with_i(attributes):
+    """Whether an element of the basis of a kernel between irreps of rotations is linear over complex numbers."""
+    orders = attributes["in_irrep"][-1], attributes["out_irrep"][-1]
+    return attributes["irrep:frequency"] == abs(orders[0] - orders[1])
+
+
+def _steerable(in_type, out_type, size, rings, padding=0):
+    """The R2Conv whose kernels are the filters of HarmonicConv, and between fields of order 0 more."""
+    highest = max(irrep[-1] for r in (*in_type, *out_type) for irrep in r.irreps)
+    return nn.R2Conv(in_type, out_type, size, padding=padding, bias=False, initialize=False, sigma=rings * [RING_WIDTH],
+                  rings=_radii(rings, size).tolist(), frequencies_cutoff=lambda _: 2.0 * highest,
+                  basis_filter=commutes_with_i)
+
+
+@lru_cache(64)
+def _mixing(in_order, out_order, rings, size):
+    """[2 * rings, weights] of _steerable() between two fields, the first of them real where its order is None: the
+    weights for each of the harmonics on the rings, and for each times i."""
+    from escnn import gspaces
+
+    plane = gspaces.rot2dOnR2(-1, maximum_frequency=max(in_order or 0, out_order))
+    into = nn.FieldType(plane, [plane.trivial_repr]) if in_order is None else complex_fields(nn, plane, [in_order], 1)
+    conv = _steerable(into, complex_fields(nn, plane, [out_order], 1), size, rings)
+    kernels = [expand_filter(w, conv.plan, conv.kernel).flatten()
+               for w in torch.eye(conv.weights.numel(), dtype=torch.float64)]
+    real, imaginary = _harmonics([out_order - (in_order or 0)], rings, size)[:, 0].double()
+    one, i = torch.stack([real, imaginary], 1), torch.stack([-imaginary, real], 1)  # [rings, out part, size, size]
+    columns = [torch.cat([one, i]), torch.cat([i, -one])][:into.size]  # of the parts of the input
+    filters = torch.stack(columns, 2).flatten(1)
+    return torch.linalg.lstsq(torch.stack(kernels, 1), filters.T).solution.T.float()
+
+
+def _radii(rings, size):
+    return torch.linspace(0, size // 2, rings)
+
+
 def _harmonics(orders, rings, size):
     """[real and imaginary part, orders, rings, size, size]: rings times e^(i m p), each of unit norm."""
     positions = torch.arange(size) - (size - 1) / 2
     y, x = torch.meshgrid(-positions, positions, indexing="ij")
     radius, angle = torch.hypot(x, y), torch.atan2(y, x)
-    profiles = torch.exp(-0.5 * ((radius - torch.linspace(0, size // 2, rings)[:, None, None]) / RING_WIDTH) ** 2)
+    profiles = torch.exp(-0.5 * ((radius - _radii(rings, size)[:, None, None]) / RING_WIDTH) ** 2)
     waves = torch.tensor(orders)[:, None, None, None] * angle
     found = torch.stack([waves.cos(), waves.sin()]) * profiles
     for harmonic, order in zip(found.unbind(1), orders):

@@ -44,7 +44,7 @@ class HNet(torch.nn.Module):
         self.image_size, self.classes = image_size, classes
         self.in_type = nn.FieldType(plane, in_channels * [plane.trivial_repr])
         layers, fields = [], self.in_type
-        options = {"rings": rings, "padding": kernel // 2}
+        options = {"rings": rings, "padding": kernel // 2, "factorised": nn.__name__ == "equiconv.nn"}
         for block in range(3):
             if block > 0:
                 layers.append(nn.PointwiseAvgPool2D(fields, 2))

@@ -10,7 +10,7 @@ from .. import fused
 from ..formats import LOW_PRECISION
 from ..library import autocast_dtype
 from ..ops import fused_steerable_conv, steerable_conv
-from .bases import Bases, InIrreps
+from .bases import FIELDS, Bases, InIrreps
 from .checks import check_dtype, check_input, checked_init
 from .construction import IcosahedralOrbits, SteerableShells
 from .expanded import Expanded
@@ -53,10 +53,8 @@ class _Conv(SteerableShells, Planned, Expanded):
         method = self.method_for(x, bases, norm)
         if method == "dense":
             y = activation.apply_(self._dense(x, norm, bases))
-        elif method == "fused":
-            y = self._fused(x, norm, bases, activation)
         else:
-            y = self._factorised(x, norm, bases, BACKENDS[method], activation)
+            y = self.factorised(x, *self.weights_and_bias(norm, bases), method, bases, activation)
         y = like(y, x)  # torch's convolutions with kernels of size 1 lose channels_last
         return (InIrreps if writes_irreps else GeometricTensor)(y, self.out_type, coords=None)
 
@@ -66,28 +64,25 @@ class _Conv(SteerableShells, Planned, Expanded):
             check_dtype(self, x, filter)
         return self._convolve(x, filter, bias)
 
-    def _factorised(self, x, norm, bases, backend, activation):
-        x, weights, bias = self._operands(x, norm, bases)
-        return steerable_conv(x, weights, self.plan.in_irreps(*bases), self.kernel, bias=bias, stride=self.stride,
-                              dilation=self.dilation, padding=self.padding, groups=self.groups, backend=backend,
-                              activation=activation.name, alpha=activation.alpha, **self._options())
+    def factorised(self, x, weights, bias, method, bases=FIELDS, activation=Activation()):
+        """The convolution of a tensor x with these weights, and the bias of each channel or None.
 
-    def _fused(self, x, norm, bases, activation):
-        x, weights, bias = self._operands(x, norm, bases)
-        inside = activation if activation in IN_FUSED_KERNELS else Activation()
-        y = fused_steerable_conv(x, weights, self.plan.in_irreps(*bases), self.kernel, bias=bias, stride=self.stride,
-                                 padding=self.padding, padding_mode=self.padding_mode, activation=inside.name)
-        return y if inside is activation else activation.apply_(y)
-
-    def _operands(self, x, norm, bases):
-        """x, weights and bias as the factorised methods take them."""
-        weights, bias = self.weights_and_bias(norm, bases)
+        method  one of METHODS but "dense"
+        """
         dtype = autocast_dtype(x.device.type)
         if dtype is not None:
             x = x.to(dtype)
         if x.dtype in LOW_PRECISION:
             weights, bias = weights.float(), None if bias is None else bias.to(x.dtype)
-        return x, weights, bias
+        plan = self.plan.in_irreps(*bases)
+        if method == "fused":
+            inside = activation if activation in IN_FUSED_KERNELS else Activation()
+            y = fused_steerable_conv(x, weights, plan, self.kernel, bias=bias, stride=self.stride, padding=self.padding,
+                                     padding_mode=self.padding_mode, activation=inside.name)
+            return y if inside is activation else activation.apply_(y)
+        return steerable_conv(x, weights, plan, self.kernel, bias=bias, stride=self.stride, dilation=self.dilation,
+                              padding=self.padding, groups=self.groups, backend=BACKENDS[method],
+                              activation=activation.name, alpha=activation.alpha, **self._options())
 
     def _options(self):
         """What a convolution and a transposed one do not have in common, for ops.steerable_conv."""
