@@ -124,14 +124,18 @@ def _on_flat_lists(op, places, setup_context, backward):
     below_autograd, any_requires_grad = torch._C._AutoDispatchBelowAutograd, torch._C._any_requires_grad
     is_compiling, is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
 
-    def flat(values):
-        """The values, their lists at the end, one after the other."""
-        return [v for i, v in enumerate(values) if i not in places] + [t for i in places for t in values[i]]
+    others = [i for i in range(len(op._schema.arguments)) if i not in places]
 
-    def nested(flat, lengths):
-        rest, tensors = iter(flat[:len(flat) - sum(lengths)]), iter(flat[len(flat) - sum(lengths):])
-        lists = {place: [next(tensors) for _ in range(length)] for place, length in zip(places, lengths)}
-        return [lists[i] if i in lists else next(rest) for i in range(len(op._schema.arguments))]
+    def flat(values):
+        """The values, the tensors of their lists at the end."""
+        return [*(values[i] for i in others), *(t for i in places for t in values[i])]
+
+    def nested(values, lengths):
+        inputs, start = list(values[:len(others)]), len(others)
+        for place, length in zip(places, lengths):
+            inputs.insert(place, list(values[start:start + length]))
+            start += length
+        return inputs
 
     class Eager(torch.autograd.Function):
         @staticmethod

@@ -94,8 +94,10 @@ class _BatchNorm(OnTensors, ByField):
 
     def _tables(self, x):
         """The tables of ops.field_batch_norm, for x."""
-        dtype = compute_dtype(x.dtype)
-        return self._fields, self._bases.to(dtype), self._parts, self._matrices.to(dtype)
+        dtype, bases, matrices = compute_dtype(x.dtype), self._bases, self._matrices
+        if bases.dtype != dtype:
+            bases, matrices = bases.to(dtype), matrices.to(dtype)
+        return self._fields, bases, self._parts, matrices
 
     def _compute(self, x):
         if wants_plain(x) or not self._reads_batch() and (is_in_graph() or not has_kernel(x.device.type)):
@@ -203,6 +205,13 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
     def _numbers_of(self, name):
         return [getattr(child, name) for child in self._children()]
 
+    def _lists(self, *names):
+        children = self._children()
+        return [[getattr(child, name) for child in children] if self._has(name) else [] for name in names]
+
+    def _has(self, name):
+        return self.affine if name in ("weight", "bias") else self.track_running_stats
+
     def _counters(self):
         return [child.num_batches_tracked for child in self._children()] if self.track_running_stats else []
 
@@ -266,7 +275,7 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
         return [v[:, None] for v in factors], [v[:, None] for v in offsets]
 
     def _is_ordinary(self, children):
-        """Whether the children are those that escnn made, all alike: not synchronised, nor changed or frozen in part."""
+        """Whether the children are those that escnn made, all alike: none synchronised, changed or frozen."""
         first = children[0]
         return all(isinstance(child, ORDINARY) and child.training == first.training and child.eps == self.eps
                    and child.momentum == first.momentum for child in children)

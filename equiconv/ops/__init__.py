@@ -10,4 +10,5 @@ from .plain_filter import plain_filter
 from .steerable_conv import steerable_conv
 
 __all__ = ["expand_filter", "field_batch_norm", "field_gate", "field_norm", "field_norm_moments",
-           "field_norm_statistics", "field_pool", "fourier_act", "fused_steerable_conv", "plain_filter", "steerable_conv"]
+           "field_norm_statistics", "field_pool", "fourier_act", "fused_steerable_conv", "plain_filter",
+           "steerable_conv"]

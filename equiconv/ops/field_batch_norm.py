@@ -131,8 +131,8 @@ def field_batch_norm(x, numbers, tables, weights, biases, eps, through=False, fu
     function  one of FUNCTIONS, applied in the same pass; of fields that have no change of basis, with `through`
     backend   "native", "triton" or "reference"; None: the best that can run
 
-    Returns [B, C, *spatial] in x's dtype and memory format. Gradients flow to x, and to the lists of parameters, weights
-    and biases. Raises ValueError for what does not fit together.
+    Returns [B, C, *spatial] in x's dtype and memory format. Gradients flow to x and to the parameters, weights and
+    biases. Raises ValueError for what does not fit together.
     """
     chosen = _choose("field_batch_norm", x, tables, backend)
     if function not in FUNCTIONS:
