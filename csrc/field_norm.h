@@ -27,9 +27,6 @@ struct FieldNormPart {
   int64_t projection;             // where the matrix [size, size] of a projected mean begins in `matrices`
   int64_t bias_group, bias, biases;
   int64_t spread;                 // where the matrix [size, biases] begins; -1: one bias for all channels
-
-  // Numbers of its running mean
-  int64_t means() const { return mean_group < 0 ? 0 : kind == int64_t(Mean::projected) ? size : 1; }
 };
 
 // STATISTICS and FUNCTIONS of the same

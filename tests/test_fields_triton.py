@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map_only
 import equiconv.nn
 from equiconv import backends
 from equiconv.ops import field_norm, field_norm_moments, field_pool, on_fields
+from tests import test_field_batch_norm as batch_norm
 from tests import test_field_gate as gate
 from tests import test_field_norm as norm
 from tests import test_field_pool as pool
@@ -57,16 +58,27 @@ class Norm:
                 *field_norm_moments(x, fields, bases, backend=backend))
 
 
-class Inner:
-    def __init__(self, function="identity"):
-        self.function = function
+class BatchNorm:
+    """Both ops; options of field_batch_norm. Running statistics move by a tenth, or are averages of `momentum` None."""
+
+    def __init__(self, structure, momentum=0.1, **options):
+        self.structure, self.momentum, self.options = structure, momentum, options
 
     def make(self, *options):
-        call = norm.inner_arguments([3, 1, 8, 3], *options)
-        return call, call[0].shape[1]
+        call = batch_norm.Call(self.structure, *options)
+        return vars(call), call.x.shape[1]
 
     def run(self, backend, call, grad):
-        return norm.inner_with_gradients(backend, call, grad, self.function)
+        module = batch_norm.Call.__new__(batch_norm.Call)
+        module.__dict__ = call
+        by = "values" if self.options.get("through") else "estimate"
+        numbers, *moved = module.statistics(backend, by, self.momentum)
+        running = module.statistics(backend, "running", batch=False)[0]
+        channels = call["x"].shape[1]
+        moments = torch.linspace(1, 2, 2 * channels + 1, dtype=torch.float64, device=call["x"].device)
+        known = module.statistics(backend, "running", moments=moments)
+        return (*module.with_gradients(backend, grad, numbers=numbers, **self.options), *numbers, *moved, *running,
+                *known[0], *known[1:])
 
 
 class Gate:
@@ -106,15 +118,18 @@ class Fourier:
         return fourier.with_gradient(self.function, backend, call, grad)
 
 
-KINDS = {"norm": Norm("interleaved"), "norm_changed": Norm("changed"), "norm_wide": Norm("wide"), "inner": Inner(),
-         "gate_norm": Gate("norm"), "gate_in_x": Gate("gates in x"), "gate_kept": Gate("gates in x, kept"),
+KINDS = {"norm": Norm("interleaved"), "norm_changed": Norm("changed"), "norm_wide": Norm("wide"),
+         "inner": BatchNorm("inner", through=True), "projected": BatchNorm("projected"),
+         "irreps_changed": BatchNorm("irreps_changed"), "gate_norm": Gate("norm"),
+         "gate_in_x": Gate("gates in x"), "gate_kept": Gate("gates in x, kept"),
          "gate_apart": Gate("gates apart"), "pool_largest": Pool(False), "pool_norm": Pool(True),
          "fourier": Fourier("grows"), "fourier_shrinks": Fourier("shrinks")}
 KINDS |= {f"gate_{f}": Gate("norm", f) for f in gate.FUNCTIONS if f not in ("gate", "softplus")}
-KINDS |= {f"inner_{f}": Inner(f) for f in ("relu", "elu")}
+KINDS |= {f"inner_{f}": BatchNorm("inner", through=True, function=f) for f in ("relu", "elu")}
+KINDS |= {f"batch_norm_{s}": BatchNorm(s, None) for s in ("norms", "irreps", "many", "wide", "inner_alone")}
 KINDS |= {f"fourier_{f}": Fourier("small", f) for f in fourier.FUNCTIONS if f != "elu"}
-MAIN = ("norm", "norm_changed", "inner", "gate_norm", "gate_in_x", "gate_kept", "gate_apart", "pool_largest",
-        "pool_norm", "fourier")
+MAIN = ("norm", "norm_changed", "inner", "projected", "irreps_changed", "gate_norm", "gate_in_x", "gate_kept",
+        "gate_apart", "pool_largest", "pool_norm", "fourier")
 OPTIONS = [("plane", torch.float64, CONTIGUOUS), ("plane", torch.bfloat16, LAST)]
 MORE = [("solid", torch.float32, LAST), ("plane", torch.float16, CONTIGUOUS), ("points", torch.float32, CONTIGUOUS),
         ("one_pixel", torch.float64, LAST), ("wide_plane", torch.float32, LAST),
@@ -131,7 +146,7 @@ def assert_equals_definition(kind, shape, dtype, channels_last, device):
     case = KINDS[kind]
     call, out_channels = case.make(shape, dtype, channels_last)
     call = tree_map_only(torch.Tensor, lambda t: t.to(device), call)
-    x = call[0][0] if isinstance(call[0], list) else call[0]
+    x = call["x"] if isinstance(call, dict) else call[0][0] if isinstance(call[0], list) else call[0]
     grad = random(x.shape[0], out_channels, *x.shape[2:], seed=3, dtype=dtype).to(device)
     exact = tree_map_only(torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, call)
     got, want = case.run("triton", call, grad), case.run("reference", exact, grad)
@@ -150,7 +165,7 @@ def test_values_and_gradients(kind, shape, dtype, channels_last, device):
 @pytest.mark.parametrize("kind", MAIN)
 @each_device
 def test_no_pixels(kind, device):
-    if kind == "inner":
+    if kind in ("inner", "projected", "irreps_changed"):
         pytest.skip("escnn divides by the number of values")
     for channels_last in (CONTIGUOUS, LAST):
         assert_equals_definition(kind, "empty", torch.float32, channels_last, device)
@@ -189,9 +204,11 @@ def test_opcheck(device):
     utilities = ("test_schema", "test_faketensor", "test_autograd_registration")
     opcheck(OPS.field_norm.triton, (*leaves, *tables), test_utils=utilities)
     opcheck(OPS.field_norm_moments.triton, (x.detach(), *tables), test_utils=utilities)
-    x, weight, bias, of_channel = (t.to(device) for t in norm.inner_arguments([2, 1], (2, 2, 3), torch.float32,
-                                                                              LAST))
-    opcheck(OPS.field_norm_inner.triton, (x.requires_grad_(), weight, bias, of_channel, 1e-5), test_utils=utilities)
+    call = batch_norm.Call("projected", (2, 2, 3), torch.float32, LAST).to(lambda t: t.to(device))
+    opcheck(OPS.field_norm_statistics.triton, batch_norm.op_arguments(call), test_utils=utilities)
+    numbers = call.statistics("triton")[0]
+    rest = numbers, *call.tables, call.weights, call.biases, batch_norm.EPS, False, 0
+    opcheck(OPS.field_batch_norm.triton, (call.x.requires_grad_(), *rest), test_utils=utilities)
     x, *matrices = (t.to(device) for t in fourier.arguments((1, 2, 3, 2), (2, 2, 3), torch.float32, LAST))
     opcheck(OPS.fourier_act.triton, (x.requires_grad_(), *matrices, 1), test_utils=utilities)
     x, *tables = (t.to(device) for t in pool.arguments([(4, 2)], True, (2, 2, 3), torch.float32, LAST))

@@ -88,7 +88,7 @@ def test_equals_the_model_that_is_not_folded(case, method, container):
     keys, want = model.state_dict().keys(), evaluate(model, x)
     assert equiconv.accelerate(model, fold=True) is model and isinstance(model, container)
     passes = []
-    model[1]._compute = lambda x, compute=model[1]._compute, **o: passes.append(x.shape) or compute(x, **o)
+    model[1]._compute = lambda x, *a, compute=model[1]._compute: passes.append(x.shape) or compute(x, *a)
     assert_close(evaluate(model, x), want)
     assert_close(evaluate(model, x), want)
     assert {shape[0] for shape in passes} == {1}  # only the bias

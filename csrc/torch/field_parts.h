@@ -56,6 +56,11 @@ class NumberList {
   std::vector<double> values_;
 };
 
+// Numbers of a part's running mean
+inline int64_t means_of(const FieldNormPart& part) {
+  return part.mean_group < 0 ? 0 : part.kind == int64_t(Mean::projected) ? part.size : 1;
+}
+
 // The table of parts, checked against the channels.
 struct FieldParts {
   const FieldNormPart* rows;
@@ -97,7 +102,7 @@ struct FieldParts {
   void check_running(const char* op, int64_t means, int64_t vars) const {
     for (const FieldNormPart& part : *this) {
       STD_TORCH_CHECK(vars == 0 || part.variance < vars, op, ": there are too few running variances");
-      STD_TORCH_CHECK(vars == 0 || part.mean + part.means() <= means, op, ": there are too few running means");
+      STD_TORCH_CHECK(vars == 0 || part.mean + means_of(part) <= means, op, ": there are too few running means");
     }
   }
 };
@@ -165,13 +170,13 @@ class PartStatistics {
     if (!vars_.empty()) {
       const double rate = options_.momentum ? *options_.momentum : 1.0 / double(batches_[std::min<size_t>(part.group, batches_.size() - 1)]);
       move(vars_[part.variance], estimate, rate);
-      for (int64_t i = 0; i < part.means(); ++i) move(means_[part.mean + i], used_[i], rate);
+      for (int64_t i = 0; i < means_of(part); ++i) move(means_[part.mean + i], used_[i], rate);
     }
     return options_.statistics == Statistics::values ? variance : estimate;
   }
 
   double running(const FieldNormPart& part) {
-    const int64_t count = part.means();
+    const int64_t count = means_of(part);
     for (int64_t i = 0; i < part.size && count > 0; ++i) used_[i] = means_[part.mean + (count > 1 ? i : 0)];
     if (count == 0) used_.assign(part.size, 0.0);
     return vars_[part.variance];
