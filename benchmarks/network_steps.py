@@ -7,7 +7,7 @@ forward pass, cross-entropy, backward pass and SGD with momentum.
 """
 import copy
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from unittest.mock import patch
 
 import escnn.nn
@@ -29,28 +29,41 @@ DRAWS = 3
 class Network:
     """A network of equiconv.models and its twins, by name.
 
-    twin   of equal parameters; that of equal width is named twin_wide
-    batch  images in a step: on the CPU, on a GPU
+    twin     of equal parameters; that of equal width is named twin_wide
+    batches  images in a step: on the CPU, on a GPU
+    model    the network's name in equiconv.models, by default that of the case
+    options  of the network
     """
     name: str
     twin: str
     batches: tuple
+    model: str = ""
+    options: dict = field(default_factory=dict)
     op = OP
     module = "a step of training"
 
     @property
     def source(self):
-        return models.citation(self.name)
+        return models.citation(self.model or self.name)
 
     def batch_on(self, device):
         return self.batches[torch.device(device).type == "cuda"]
 
     def shape(self):
-        return models.input_shape(self.name)
+        return models.input_shape(self.model or self.name)
+
+    def build(self, nn):
+        return _build(self.model or self.name, nn, **self.options)
+
+
+def _exp_e2sfcnn(fields):
+    return Network(f"exp_e2sfcnn_{fields}", "exp_e2sf_cnn", (2, 64), "exp_e2sfcnn",
+                   dict(fields=fields, group="SO2"))
 
 
 NETWORKS = {network.name: network for network in (
     Network("e2sfcnn", "e2sf_cnn", batches=(2, 64)),
+    _exp_e2sfcnn("gated_conv"), _exp_e2sfcnn("hnet_conv"), _exp_e2sfcnn("fourier"),
     Network("c8_steerable_cnn", "cnn", batches=(4, 64)),
     Network("e2wrn16_8", "wrn16_8", batches=(1, 16)),
     Network("e2wrn28_10", "wrn28_10", batches=(1, 32)),
@@ -128,7 +141,7 @@ def _error(case, method, steps, precision):
 
 def _steps(case, device, precision, layout):
     """{method: Step}, on the same images."""
-    theirs, ours = _uninitialised(case.name), _build(case.name, equiconv_nn())
+    theirs, ours = _uninitialised(case), case.build(equiconv_nn())
     theirs.load_state_dict(ours.state_dict())
     built = {"escnn": theirs, "equiconv_convolutions": accelerate_convolutions(copy.deepcopy(theirs)), "equiconv": ours,
              "torch": _build(f"{case.twin}_wide", escnn.nn), "twin": _build(case.twin, escnn.nn)}
@@ -152,14 +165,14 @@ def accelerate_convolutions(model):
     return model
 
 
-def _build(name, nn):
+def _build(name, nn, **options):
     torch.manual_seed(0)
-    return models.create(name, nn)
+    return models.create(name, nn, **options)
 
 
-def _uninitialised(name):
+def _uninitialised(case):
     """escnn's network without its initialisation, which takes minutes: it gets equiconv's weights."""
     with ExitStack() as stack:
         for method in ("generalized_he_init", "deltaorthonormal_init"):
             stack.enter_context(patch.object(escnn.nn.init, method, lambda *_, **__: None))
-        return _build(name, escnn.nn)
+        return case.build(escnn.nn)

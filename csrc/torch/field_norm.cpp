@@ -217,7 +217,7 @@ struct Numbers {
 };
 
 template <class T>
-void normalise(const Tensor& x, const Tensor& numbers, Tensor& y, Call& call) {
+void normalise(const Tensor& numbers, Tensor& y, Call& call) {
   const Numbers<T> of("field_batch_norm", numbers, call);
   call.params.y = field_tensor_like("field_batch_norm", y, call.params.x, call.params.work.dtype);
   call.params.scale = of.scale, call.params.shift = of.shift;
@@ -230,7 +230,7 @@ Tensor field_batch_norm_glue(const Tensor& x, const Tensor& numbers, const Tenso
   Call call = call_on("field_batch_norm", x, fields, bases);
   call.set_function(function_of(function), through);
   Tensor y = empty_fields(x, x.size(1));
-  call.computed == ScalarType::Double ? normalise<double>(x, numbers, y, call) : normalise<float>(x, numbers, y, call);
+  call.computed == ScalarType::Double ? normalise<double>(numbers, y, call) : normalise<float>(numbers, y, call);
   return y;
 }
 

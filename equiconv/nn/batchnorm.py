@@ -78,6 +78,9 @@ class _BatchNorm(OnTensors, ByField):
         device = next((t.device for t in (*self.parameters(), *self.buffers())), None)
         for name, values in (("_fields", torch.tensor(fields)), ("_parts", table), *self._flat_matrices()):
             self.register_buffer(name, values.to(device), persistent=False)
+        matrices = [m for group in self._groups for of in (self._basis, self._matrices_of) for m in of(group) or ()]
+        self._matrix_names = [name for name, b in self._buffers.items() if any(b is m for m in matrices)]
+        self._versions = self._matrix_versions()
 
     def _flat_matrices(self):
         """("_bases", changes of basis) and ("_matrices", the others), of all groups, one after the other."""
@@ -86,14 +89,25 @@ class _BatchNorm(OnTensors, ByField):
             found = [matrix.flatten() for group in self._groups for matrix in of(group) or ()]
             yield name, torch.cat(found) if found else torch.empty(0, dtype=dtype)
 
-    def _load_from_state_dict(self, *args):
-        super()._load_from_state_dict(*args)
-        for name, values in self._flat_matrices():  # a checkpoint has them, too
+    def _matrix_versions(self):
+        """Change when the matrices are written to (an inference tensor does not count)."""
+        buffers = [self._buffers[name] for name in self._matrix_names]
+        return [None if b.is_inference() else b._version for b in buffers]
+
+    def _refresh_matrices(self):
+        for name, values in self._flat_matrices():
             if values.numel() and not (values.is_meta or self._buffers[name].is_meta):
                 self._buffers[name].copy_(values)
 
+    def _load_from_state_dict(self, *args):
+        super()._load_from_state_dict(*args)
+        self._refresh_matrices()  # a checkpoint has them, too
+
     def _tables(self, x):
         """The tables of ops.field_batch_norm, for x."""
+        if self._matrix_names and not is_in_graph() and (versions := self._matrix_versions()) != self._versions:
+            self._refresh_matrices()
+            self._versions = versions
         dtype, bases, matrices = compute_dtype(x.dtype), self._bases, self._matrices
         if bases.dtype != dtype:
             bases, matrices = bases.to(dtype), matrices.to(dtype)
