@@ -9,7 +9,7 @@ cross-entropy, backward pass and SGD with momentum.
 """
 import copy
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from unittest.mock import patch
 
 import escnn.nn
@@ -35,37 +35,50 @@ class Network:
     batches     images in a step: on the CPU, on a GPU
     cpu_pixels  height and width of the images on the CPU; None: as published, as on a GPU
     sized       whether the networks have those as an option, image_size
+    model       the network's name in equiconv.models, by default that of the case
+    options     of the network
     """
     name: str
     twin: str
     batches: tuple
     cpu_pixels: int | None = None
     sized: bool = False
+    model: str = ""
+    options: dict = field(default_factory=dict)
     op = OP
     module = "a step of training"
 
     @property
     def source(self):
-        return models.citation(self.name)
+        return models.citation(self.model or self.name)
 
     def batch_on(self, device):
         return self.batches[torch.device(device).type == "cuda"]
 
     def shape_on(self, device):
         """Of one image: [C, *size]."""
-        channels, *size = models.input_shape(self.name)
+        channels, *size = models.input_shape(self.model or self.name)
         return channels, *(len(size) * [self.cpu_pixels] if self._is_smaller_on(device) else size)
 
-    def options_on(self, device):
-        """Of the networks."""
+    def build(self, nn, device):
+        return _build(self.model or self.name, nn, self.options | self.size_on(device))
+
+    def size_on(self, device):
+        """The option of the networks that goes with the size of the images."""
         return {"image_size": self.cpu_pixels} if self.sized and self._is_smaller_on(device) else {}
 
     def _is_smaller_on(self, device):
         return self.cpu_pixels is not None and torch.device(device).type == "cpu"
 
 
+def _exp_e2sfcnn(fields):
+    return Network(f"exp_e2sfcnn_{fields}", "exp_e2sf_cnn", (2, 64), "exp_e2sfcnn",
+                   dict(fields=fields, group="SO2"))
+
+
 NETWORKS = {network.name: network for network in (
     Network("e2sfcnn", "e2sf_cnn", batches=(2, 64)),
+    _exp_e2sfcnn("gated_conv"), _exp_e2sfcnn("hnet_conv"), _exp_e2sfcnn("fourier"),
     Network("c8_steerable_cnn", "cnn", batches=(4, 64)),
     Network("e2wrn16_8", "wrn16_8", batches=(1, 16)),
     Network("e2wrn28_10", "wrn28_10", batches=(1, 32), cpu_pixels=16),
@@ -143,12 +156,11 @@ def _error(case, method, steps, precision):
 
 def _steps(case, device, precision, layout):
     """{method: Step}, on the same images."""
-    options = case.options_on(device)
-    theirs, ours = _uninitialised(case.name, options), _build(case.name, equiconv_nn(), options)
+    theirs, ours = _uninitialised(case, device), case.build(equiconv_nn(), device)
     theirs.load_state_dict(ours.state_dict())
     built = {"escnn": theirs, "equiconv_convolutions": accelerate_convolutions(copy.deepcopy(theirs)), "equiconv": ours,
              "equiconv_irreps": accelerate(copy.deepcopy(ours), irrep_domain=True),
-             **{method: _build(name, escnn.nn, options)
+             **{method: _build(name, escnn.nn, case.size_on(device))
                 for method, name in (("torch", f"{case.twin}_wide"), ("twin", case.twin))}}
     shape = case.shape_on(device)
     images = torch.randn(case.batch_on(device), *shape, device=device, dtype=precision.activations)
@@ -175,9 +187,9 @@ def _build(name, nn, options):
     return models.create(name, nn, **options)
 
 
-def _uninitialised(name, options):
+def _uninitialised(case, device):
     """escnn's network without its initialisation, which takes minutes: it gets equiconv's weights."""
     with ExitStack() as stack:
         for method in ("generalized_he_init", "deltaorthonormal_init"):
             stack.enter_context(patch.object(escnn.nn.init, method, lambda *_, **__: None))
-        return _build(name, escnn.nn, options)
+        return case.build(escnn.nn, device)

@@ -2,6 +2,7 @@
 from importlib import import_module
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from . import backends
 
@@ -42,16 +43,31 @@ def define(name, signature, implementations, *, fake, setup_context, backward):
     """
     functions = {}
     for backend, implementation in implementations.items():
-        overload = name if backend == "native" else f"{name}.{backend}"
-        qualname = f"{NAMESPACE}::{overload}"
-        LIBRARY.define(overload + signature, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(qualname, fake, lib=LIBRARY)
-        if implementation is not None:
-            for key in DEVICE_KEYS[backend]:
-                LIBRARY.impl(overload, implementation, key)
-        op = getattr(getattr(getattr(torch.ops, NAMESPACE), name), "default" if backend == "native" else backend)
+        op, qualname = _declare(name, signature, backend, implementation, fake)
         functions[backend] = _differentiable(op, qualname, setup_context, _on_backend(backward, backend))
     return functions
+
+
+def define_without_derivative(name, signature, implementations, *, fake):
+    """As define(), for an op through which no gradient flows; it may change its arguments, whose versions stay."""
+    functions = {}
+    for backend, implementation in implementations.items():
+        op, _ = _declare(name, signature, backend, implementation, fake)
+        functions[backend] = _detached(op)
+    return functions
+
+
+def _declare(name, signature, backend, implementation, fake):
+    """Declares an overload; returns (the op, its name)."""
+    overload = name if backend == "native" else f"{name}.{backend}"
+    qualname = f"{NAMESPACE}::{overload}"
+    LIBRARY.define(overload + signature, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake(qualname, fake, lib=LIBRARY)
+    if implementation is not None:
+        for key in DEVICE_KEYS[backend]:
+            LIBRARY.impl(overload, implementation, key)
+    op = getattr(getattr(getattr(torch.ops, NAMESPACE), name), "default" if backend == "native" else backend)
+    return op, qualname
 
 
 def _on_backend(backward, backend):
@@ -70,6 +86,9 @@ def _differentiable(op, qualname, setup_context, backward):
     in_functorch = torch._C._are_functorch_transforms_active
 
     torch.library.register_autograd(qualname, backward, setup_context=setup_context, lib=LIBRARY)
+    places = [i for i, argument in enumerate(op._schema.arguments) if str(argument.type) == "List[Tensor]"]
+    if places:  # autograd does not look into lists
+        return _on_flat_lists(op, places, setup_context, backward)
 
     def eager_forward(ctx, *inputs):
         with below_autograd():
@@ -94,6 +113,76 @@ def _differentiable(op, qualname, setup_context, backward):
             return functorch.apply(*inputs)
         if is_grad_enabled() and any_requires_grad(*inputs):
             return eager(*inputs)
+        with below_autograd():
+            return op(*inputs)
+
+    return function
+
+
+def _on_flat_lists(op, places, setup_context, backward):
+    """The eager function of an op with lists of tensors, at these places among its arguments."""
+    below_autograd, any_requires_grad = torch._C._AutoDispatchBelowAutograd, torch._C._any_requires_grad
+    is_compiling, is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
+
+    others = [i for i in range(len(op._schema.arguments)) if i not in places]
+
+    def flat(values):
+        """The values, the tensors of their lists at the end."""
+        return [*(values[i] for i in others), *(t for i in places for t in values[i])]
+
+    def nested(values, lengths):
+        inputs, start = list(values[:len(others)]), len(others)
+        for place, length in zip(places, lengths):
+            inputs.insert(place, list(values[start:start + length]))
+            start += length
+        return inputs
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, lengths, *values):
+            inputs = nested(values, lengths)
+            with below_autograd():
+                output = op(*inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return None, *flat(backward(ctx, *grads))
+
+    class Functorch(torch.autograd.Function):
+        generate_vmap_rule = True
+        backward = Eager.backward
+
+        @staticmethod
+        def forward(lengths, *values):
+            return op(*nested(values, lengths))
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            setup_context(ctx, nested(inputs[1:], inputs[0]), output)
+
+    def function(*inputs):
+        if is_compiling():
+            return op(*inputs)
+        values, lengths = flat(inputs), [len(inputs[i]) for i in places]
+        if torch._C._are_functorch_transforms_active():
+            return Functorch.apply(lengths, *values)
+        if is_grad_enabled() and any_requires_grad(*values):
+            return Eager.apply(lengths, *values)
+        with below_autograd():
+            return op(*inputs)
+
+    return function
+
+
+def _detached(op):
+    """The op on tensors without gradients; below autograd where it is called at once."""
+    below_autograd, is_compiling = torch._C._AutoDispatchBelowAutograd, torch.compiler.is_compiling
+
+    def function(*inputs):
+        if is_compiling() or torch._C._are_functorch_transforms_active():
+            return op(*tree_map_only(torch.Tensor, torch.Tensor.detach, inputs))
         with below_autograd():
             return op(*inputs)
 

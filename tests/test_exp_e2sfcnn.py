@@ -16,7 +16,7 @@ SMALL = {"fixed_parameters": False, "widths": (2, 2, 2, 2, 2, 4), "kernels": 6 *
 QUICK = {("regular", "D4"), ("vectorfield", "C4"), ("squash", "SO2"), ("gated_norm", "SO2"), ("sharednorm2", "SO2"),
          ("inducedgated_norm", "O2")}
 REFLECTIONS_TOO = ("inducedhnet_conv", "inducedgated_conv", "inducedgated_norm")
-OPTIONS = [*QUICK, *((name, "O2" if name in REFLECTIONS_TOO else "SO2" if name.startswith(("real", "h", "s", "g"))
+OPTIONS = [*QUICK, *((name, "O2" if name in REFLECTIONS_TOO else "SO2" if name.startswith(("real", "h", "s", "g", "f"))
                       and name != "scalarfield" else "C4") for name in FIELDS), ("gated_conv", "D4"),
            ("hnet_conv", "O2"), ("quotient", "D4"), ("quotient", "C6"), ("gated_conv_shared", "O2")]
 OPTIONS = [pytest.param(*option, marks=[] if option in QUICK else pytest.mark.slow)

@@ -9,7 +9,7 @@ from torch.library import opcheck
 
 import equiconv.nn
 from equiconv.formats import compute_dtype
-from equiconv.ops import field_norm, field_norm_inner, field_norm_moments
+from equiconv.ops import field_norm, field_norm_moments
 from tests.field_tables import DTYPES, SHAPES, assert_close, assert_threads_change_nothing, random, tensor
 from tests.modules import MODULES, first_field, mixed, plane, pointwise, vectors
 
@@ -183,115 +183,10 @@ def test_any_structure(fields, batch, spatial, channels_last):
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10, equal_nan=True)
 
 
-# ---- field_norm_inner ----
-
-def inner_arguments(sizes, shape, dtype=torch.float64, channels_last=False):
-    """(x, weight, bias, field_of_channel); the fields are numbered backwards."""
-    per_field = (random(len(sizes), seed=s, dtype=compute_dtype(dtype)) for s in (1, 2))
-    of_channel = [len(sizes) - 1 - f for f, size in enumerate(sizes) for _ in range(size)]
-    return tensor(shape, sum(sizes), dtype, channels_last), *per_field, torch.tensor(of_channel)
-
-
-def inner_with_gradients(backend, call, grad, function="identity"):
-    leaves = [t.detach().requires_grad_() for t in call[:3]]
-    y, mean, var = field_norm_inner(*leaves, *call[3:], 1e-5, function, backend=backend)
-    assert not mean.requires_grad and not var.requires_grad
-    return y, mean, var, *torch.autograd.grad(y, leaves, grad.to(y.dtype))
-
-
-def assert_inner_equals_reference(call, dtype, function="identity"):
-    grad = random(*call[0].shape, seed=3, dtype=dtype)
-    got = inner_with_gradients("native", call, grad, function)
-    want = inner_with_gradients("reference", in_double(call), grad, function)
-    for g, w in zip(got, want, strict=True):
-        assert_close(g, w, g.dtype)
-    assert [g.dtype for g in got] == [dtype, *[compute_dtype(dtype)] * 2, dtype, *[compute_dtype(dtype)] * 2]
-    assert got[0].numel() == 0 or got[0].stride() == got[3].stride() == call[0].stride()
-
-
-@pytest.mark.parametrize("sizes", [[1], [3, 1, 8, 3], [8] * 24], ids=str)
-@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape not in ("one_point", "empty")])
-@each_format
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_inner(sizes, shape, dtype, channels_last):
-    assert_inner_equals_reference(inner_arguments(sizes, shape, dtype, channels_last), dtype)
-
-
-@pytest.mark.parametrize("function", ["relu", "elu"])
-@each_format
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_inner_with_a_function(function, dtype, channels_last):
-    for shape in ("plane", "wide_plane"):
-        assert_inner_equals_reference(inner_arguments([3, 1, 8, 3], shape, dtype, channels_last), dtype, function)
-
-
-@pytest.mark.usefixtures("isa")
-@pytest.mark.parametrize("function", ["relu", "elu"])
-def test_inner_with_a_function_on_instruction_sets(function):
-    assert_inner_equals_reference(inner_arguments([3, 8], "wide_plane", torch.float32), torch.float32, function)
-
-
-@pytest.mark.parametrize("shape", ["one_point", "empty"])
-def test_inner_without_variance(shape):
-    """A single value has none, and no value no mean either; the output is finite and of its shape."""
-    call = inner_arguments([1, 1], shape, torch.float32)
-    y, mean, var, *grads = inner_with_gradients("native", call, torch.ones_like(call[0]))
-    assert all(t.isfinite().all() for t in (y, *grads[:1]))
-    assert (mean.isnan() if shape == "empty" else var == 0).all()
-
-
-@each_format
-@pytest.mark.usefixtures("one_thread")
-def test_derivatives_of_inner(channels_last):
-    *leaves, of_channel = inner_arguments([2, 1, 3], (2, 2, 2), channels_last=channels_last)
-    leaves = [t.requires_grad_() for t in leaves]
-    for f in (lambda *a: field_norm_inner(*a, of_channel, 1e-5)[0],
-              lambda *a: OPS.field_norm_inner(*a, of_channel, 1e-5)[0],
-              lambda *a: field_norm_inner(*a, of_channel, 1e-5, "elu")[0],
-              lambda *a: OPS.field_norm_inner(*a, of_channel, 1e-5, 2)[0]):
-        assert torch.autograd.gradcheck(f, leaves)
-        assert torch.autograd.gradgradcheck(f, leaves)
-
-
-def test_opcheck_of_inner():
-    utilities = ("test_schema", "test_faketensor", "test_autograd_registration")
-    for channels_last in (False, True):
-        x, weight, bias, of_channel = inner_arguments([2, 1, 3], "plane", torch.float32, channels_last)
-        opcheck(OPS.field_norm_inner.default, (x, weight, bias, of_channel, 1e-5))
-        y, mean, var = OPS.field_norm_inner(x, weight, bias, of_channel, 1e-5)
-        opcheck(OPS.field_norm_inner_bwd.default, (y, x, weight, mean, var, of_channel, 1e-5))
-        opcheck(OPS.field_norm_inner.default, (x, weight, bias, of_channel, 1e-5, 1))
-        opcheck(OPS.field_norm_inner_bwd.default, (y, x, weight, mean, var, of_channel, 1e-5, bias, 1))
-        leaves = [t.requires_grad_() for t in (x, weight, bias)]
-        for function in (0, 2):
-            opcheck(OPS.field_norm_inner.default, (*leaves, of_channel, 1e-5, function), test_utils=utilities)
-
-
-def test_bad_arguments_of_inner():
-    x, weight, bias, of_channel = inner_arguments([2, 1, 3], "plane", torch.float32)
-    for bad, match in (((x.int(), weight, bias, of_channel), "floating point"),
-                       ((x, weight.double(), bias, of_channel), "weight must have .* torch.float32"),
-                       ((x, weight, bias[1:], of_channel), "bias must have one number"),
-                       ((x, weight, bias, of_channel[1:]), r"field_of_channel must be int64 \[6\]")):
-        with pytest.raises(ValueError, match=match):
-            field_norm_inner(*bad, 1e-5)
-    with pytest.raises(ValueError, match="function must be one of .* got 'tanh'"):
-        field_norm_inner(x, weight, bias, of_channel, 1e-5, "tanh")
-    with pytest.raises(RuntimeError, match="no such function"):
-        OPS.field_norm_inner(x, weight, bias, of_channel, 1e-5, 3)
-    with pytest.raises(RuntimeError, match="needs the bias"):
-        OPS.field_norm_inner_bwd(x, x, weight, weight, weight, of_channel, 1e-5, None, 1)
-    with pytest.raises(RuntimeError, match="no such field"):
-        OPS.field_norm_inner(x, weight, bias, of_channel + 1, 1e-5)
-    with pytest.raises(RuntimeError, match="one number for each field"):
-        OPS.field_norm_inner(x, weight, bias.double(), of_channel, 1e-5)
-
-
 @pytest.mark.usefixtures("poisoned_memory")
 def test_every_output_is_written():
     for channels_last in (False, True):
         test_values_and_gradients("changed", "wide_plane", torch.float32, channels_last)
-        test_inner([3, 1, 8], "wide_plane", torch.float32, channels_last)
 
 
 # ---- the modules ----
@@ -377,20 +272,13 @@ def test_synchronised_and_frozen_children_are_left_to_torch():
     assert first.num_batches_tracked == 0 and all(child.num_batches_tracked == 1 for child in others)
 
 
-def test_inner_batch_norm_is_one_op_each_way():
-    module = MODULES["InnerBatchNorm"].build(equiconv.nn)
-    x, = MODULES["InnerBatchNorm"].inputs(module, requires_grad=True)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        module(x).tensor.square().sum().backward()
-    names = [event.name for event in profile.events() if event.name.startswith("equiconv::")]
-    assert sorted(names) == ["equiconv::field_norm_inner", "equiconv::field_norm_inner_bwd"]
-
-
-@pytest.mark.parametrize("name", ["IIDBatchNorm2d", "GNormBatchNorm", "NormBatchNorm", "InducedNormBatchNorm"])
+@pytest.mark.parametrize("name", ["InnerBatchNorm", "IIDBatchNorm2d", "GNormBatchNorm", "NormBatchNorm",
+                                  "InducedNormBatchNorm"])
 def test_two_passes_whatever_the_number_of_representations(name):
     module = MODULES[name].build(equiconv.nn)
     x, = MODULES[name].inputs(module, requires_grad=True)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         module(x).tensor.sum().backward()
     names = [event.name for event in profile.events() if event.name.startswith("equiconv::")]
-    assert sorted(names) == ["equiconv::field_norm", "equiconv::field_norm_bwd", "equiconv::field_norm_moments"]
+    assert sorted(names) == ["equiconv::field_batch_norm", "equiconv::field_batch_norm_bwd",
+                             "equiconv::field_norm_statistics"]

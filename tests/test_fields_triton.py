@@ -3,12 +3,15 @@ from collections import Counter
 
 import pytest
 import torch
+from escnn import group, gspaces
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import equiconv.nn
 from equiconv import backends
 from equiconv.ops import concatenated_act, field_norm, field_norm_moments, field_pool, on_fields
+from tests import test_field_batch_norm as batch_norm
 from tests import test_field_dropout as dropout
 from tests import test_field_gate as gate
 from tests import test_field_norm as norm
@@ -16,7 +19,7 @@ from tests import test_field_pool as pool
 from tests import test_fourier_act as fourier
 from tests import test_window_pool as window
 from tests.field_tables import assert_close, random, tensor
-from tests.modules import MODULES
+from tests.modules import MODULES, of, reflections
 from tests.test_expand_filter import BACKENDS
 
 if not backends.HAS_TRITON:
@@ -65,16 +68,27 @@ class Norm:
                 *field_norm_moments(x, fields, bases, backend=backend))
 
 
-class Inner:
-    def __init__(self, function="identity"):
-        self.function = function
+class BatchNorm:
+    """Both ops; options of field_batch_norm. Running statistics move by a tenth, or are averages of `momentum` None."""
+
+    def __init__(self, structure, momentum=0.1, **options):
+        self.structure, self.momentum, self.options = structure, momentum, options
 
     def make(self, *options):
-        call = norm.inner_arguments([3, 1, 8, 3], *options)
-        return call, call[0].shape[1]
+        call = batch_norm.Call(self.structure, *options)
+        return vars(call), call.x.shape[1]
 
     def run(self, backend, call, grad):
-        return norm.inner_with_gradients(backend, call, grad, self.function)
+        module = batch_norm.Call.__new__(batch_norm.Call)
+        module.__dict__ = call
+        by = "values" if self.options.get("through") else "estimate"
+        numbers, *moved = module.statistics(backend, by, self.momentum)
+        running = module.statistics(backend, "running", batch=False)[0]
+        channels = call["x"].shape[1]
+        moments = torch.linspace(1, 2, 2 * channels + 1, dtype=torch.float64, device=call["x"].device)
+        known = module.statistics(backend, "running", moments=moments)
+        return (*module.with_gradients(backend, grad, numbers=numbers, **self.options), *numbers, *moved, *running,
+                *known[0], *known[1:])
 
 
 class Gate:
@@ -139,16 +153,19 @@ class Fourier:
         return fourier.with_gradient(self.function, backend, call, grad)
 
 
-KINDS = {"norm": Norm("interleaved"), "norm_changed": Norm("changed"), "norm_wide": Norm("wide"), "inner": Inner(),
-         "gate_norm": Gate("norm"), "gate_in_x": Gate("gates in x"), "gate_kept": Gate("gates in x, kept"),
+KINDS = {"norm": Norm("interleaved"), "norm_changed": Norm("changed"), "norm_wide": Norm("wide"),
+         "inner": BatchNorm("inner", through=True), "projected": BatchNorm("projected"),
+         "irreps_changed": BatchNorm("irreps_changed"), "gate_norm": Gate("norm"),
+         "gate_in_x": Gate("gates in x"), "gate_kept": Gate("gates in x, kept"),
          "gate_apart": Gate("gates apart"), "pool_largest": Pool(False), "pool_norm": Pool(True),
          "fourier": Fourier("grows"), "fourier_shrinks": Fourier("shrinks")}
 KINDS |= {"pool_directions": Pool(False, numbers=2), "concatenated": Concatenated(), "dropout": Dropout()}
 KINDS |= {f"gate_{f}": Gate("norm", f) for f in gate.FUNCTIONS if f not in ("gate", "softplus")}
-KINDS |= {f"inner_{f}": Inner(f) for f in ("relu", "elu")}
+KINDS |= {f"inner_{f}": BatchNorm("inner", through=True, function=f) for f in ("relu", "elu")}
+KINDS |= {f"batch_norm_{s}": BatchNorm(s, None) for s in ("norms", "irreps", "many", "wide", "inner_alone")}
 KINDS |= {f"fourier_{f}": Fourier("small", f) for f in fourier.FUNCTIONS if f != "elu"}
-MAIN = ("norm", "norm_changed", "inner", "gate_norm", "gate_in_x", "gate_kept", "gate_apart", "pool_largest",
-        "pool_norm", "fourier", "pool_directions", "concatenated", "dropout")
+MAIN = ("norm", "norm_changed", "inner", "projected", "irreps_changed", "gate_norm", "gate_in_x", "gate_kept",
+        "gate_apart", "pool_largest", "pool_norm", "fourier", "pool_directions", "concatenated", "dropout")
 OPTIONS = [("plane", torch.float64, CONTIGUOUS), ("plane", torch.bfloat16, LAST)]
 MORE = [("solid", torch.float32, LAST), ("plane", torch.float16, CONTIGUOUS), ("points", torch.float32, CONTIGUOUS),
         ("one_pixel", torch.float64, LAST), ("wide_plane", torch.float32, LAST),
@@ -165,7 +182,7 @@ def assert_equals_definition(kind, shape, dtype, channels_last, device):
     case = KINDS[kind]
     call, out_channels = case.make(shape, dtype, channels_last)
     call = tree_map_only(torch.Tensor, lambda t: t.to(device), call)
-    x = call[0][0] if isinstance(call[0], list) else call[0]
+    x = call["x"] if isinstance(call, dict) else call[0][0] if isinstance(call[0], list) else call[0]
     grad = random(x.shape[0], out_channels, *x.shape[2:], seed=3, dtype=dtype).to(device)
     exact = tree_map_only(torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, call)
     got, want = case.run("triton", call, grad), case.run("reference", exact, grad)
@@ -196,7 +213,7 @@ def test_windows(kind, shape, dtype, channels_last, device):
 @pytest.mark.parametrize("kind", MAIN)
 @each_device
 def test_no_pixels(kind, device):
-    if kind == "inner":
+    if kind in ("inner", "projected", "irreps_changed"):
         pytest.skip("escnn divides by the number of values")
     for channels_last in (CONTIGUOUS, LAST):
         assert_equals_definition(kind, "empty", torch.float32, channels_last, device)
@@ -235,9 +252,11 @@ def test_opcheck(device):
     utilities = ("test_schema", "test_faketensor", "test_autograd_registration")
     opcheck(OPS.field_norm.triton, (*leaves, *tables), test_utils=utilities)
     opcheck(OPS.field_norm_moments.triton, (x.detach(), *tables), test_utils=utilities)
-    x, weight, bias, of_channel = (t.to(device) for t in norm.inner_arguments([2, 1], (2, 2, 3), torch.float32,
-                                                                              LAST))
-    opcheck(OPS.field_norm_inner.triton, (x.requires_grad_(), weight, bias, of_channel, 1e-5), test_utils=utilities)
+    call = batch_norm.Call("projected", (2, 2, 3), torch.float32, LAST).to(lambda t: t.to(device))
+    opcheck(OPS.field_norm_statistics.triton, batch_norm.op_arguments(call), test_utils=utilities)
+    numbers = call.statistics("triton")[0]
+    rest = numbers, *call.tables, call.weights, call.biases, batch_norm.EPS, False, 0
+    opcheck(OPS.field_batch_norm.triton, (call.x.requires_grad_(), *rest), test_utils=utilities)
     x, *matrices = (t.to(device) for t in fourier.arguments((1, 2, 3, 2), (2, 2, 3), torch.float32, LAST))
     opcheck(OPS.fourier_act.triton, (x.requires_grad_(), *matrices, 1), test_utils=utilities)
     x, *tables = (t.to(device) for t in pool.arguments([(4, 2)], True, (2, 2, 3), torch.float32, LAST))
@@ -280,15 +299,14 @@ def test_bad_tensors():
 # ---- launches ----
 
 class Counting:
-    """A kernel that counts how often it is launched."""
+    """In place of a kernel: its launches are counted, and nothing is computed."""
 
-    def __init__(self, name, kernel, launches):
-        self.name, self.kernel, self.launches = name, kernel, launches
+    def __init__(self, name, launches):
+        self.name, self.launches = name, launches
 
     def __getitem__(self, grid):
         def launch(*arguments, **options):
             self.launches[self.name] += 1
-            return self.kernel[grid](*arguments, **options)
         return launch
 
 
@@ -299,19 +317,139 @@ def launches(monkeypatch):
     monkeypatch.setitem(on_fields._DEFAULTS, "cpu", "triton")
     for module in KERNELS:
         for name in [n for n in vars(module) if n.endswith("_kernel")]:
-            monkeypatch.setattr(module, name, Counting(name, getattr(module, name), found))
+            monkeypatch.setattr(module, name, Counting(name, found))
     return found
+
+
+class Launching(TorchDispatchMode):
+    """Counts torch's operations that launch a kernel on a GPU: all but views, new memory, and the project's own ops.
+
+    Also those inside the implementations of these, where `inside` wraps them.
+    """
+    FREE = ("empty", "new_empty", "empty_like", "empty_strided", "detach", "_unsafe_view", "lift_fresh")
+
+    def __init__(self, launches):
+        super().__init__()
+        self.launches = launches
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        space, name = function._schema.name.split("::")
+        result = function(*args, **(kwargs or {}))
+        if space == "aten" and name not in self.FREE and not is_view(function):
+            self.launches[name] += 1
+        return result
+
+    def inside(self, implementation):
+        def call(*arguments):
+            with self:
+                return implementation(*arguments)
+        return call
+
+
+def is_view(function):
+    """Whether the operation returns one of its arguments, which it does not write to, or a part of it."""
+    returned = [r.alias_info for r in function._schema.returns]
+    return bool(returned) and all(alias is not None and not alias.is_write for alias in returned)
+
+
+@pytest.fixture
+def launching(launches, monkeypatch):
+    """A mode that counts all launches, those of Triton's kernels too."""
+    mode = Launching(launches)
+    for module in KERNELS:
+        ops = {"field_norm": ("field_norm_statistics", "field_batch_norm", "field_batch_norm_bwd")}.get(
+            module.__name__.rpartition(".")[2], ())
+        for name in ops:
+            monkeypatch.setattr(module, name, mode.inside(getattr(module, name)))
+    return mode
+
+
+def count_launches(mode, module, x):
+    """(forward, backward) of a training step."""
+    counts = []
+    with mode:
+        for _ in range(2):  # tables of addresses are made in the first
+            mode.launches.clear()
+            y = module(x).tensor
+            counts.append(Counter(mode.launches))
+    grad = torch.ones_like(y)
+    leaves = [x.tensor, *(p for p in module.parameters() if p.requires_grad)]
+    mode.launches.clear()
+    with mode:
+        torch.autograd.grad(y, leaves, grad)
+    return counts[-1], Counter(mode.launches)
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not backends.TRITON_INTERPRET, reason="needs TRITON_INTERPRET=1")
+@pytest.mark.parametrize("representations", [1, 3, 6])
+@pytest.mark.parametrize("name", ["InnerBatchNorm", "NormBatchNorm", "InducedNormBatchNorm", "GNormBatchNorm",
+                                  "IIDBatchNorm2d"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_launches_of_batch_norms(name, representations, training, launching):
+    """At most 2 forward and 3 backward whatever the number of representations: of all that is launched, assembly of
+    parameters and running statistics too."""
+    module = getattr(equiconv.nn, name)(NORMED[name](representations)).train(training)
+    x = module.in_type(torch.randn(2, module.in_type.size, 3, 3, requires_grad=True))
+    forward, backward = count_launches(launching, module, x)
+    assert 1 <= sum(forward.values()) <= 2 and 1 <= sum(backward.values()) <= 3, (forward, backward)
+
+
+def cyclic(*representations):
+    g = gspaces.rot2dOnR2(16)
+    return of(g, *(g.irrep(r) if isinstance(r, int) else getattr(g, r) for r in representations))
+
+
+def permuted(representations):
+    g = gspaces.rot2dOnR2(16)
+    found = [g.trivial_repr, g.regular_repr, *(g.quotient_repr(n) for n in (2, 4, 8))]
+    found.append(group.directsum(2 * [g.regular_repr], name="two regular ones"))
+    found[-1].supported_nonlinearities.add("pointwise")
+    return of(g, *2 * found[:representations])
+
+
+def several_induced(representations):
+    g = reflections()
+    rotations = g.fibergroup.subgroup((None, -1))[0]
+    vectors = [g.induced_repr((None, -1), rotations.irrep(k)) for k in range(1, 4)]
+    pairs = [group.directsum(2 * [v], name=f"two of {v.name}") for v in vectors]
+    for pair, v in zip(pairs, vectors):
+        pair.supported_nonlinearities.update(v.supported_nonlinearities)
+    return of(g, *[r for both in zip(vectors, pairs) for r in both][:representations])
+
+
+def vectors_of_sizes(representations):
+    g = gspaces.rot2dOnR2(16)
+    found = [group.directsum([g.irrep(k) for k in range(1, n + 2)], name=f"{n} vectors") for n in range(6)]
+    for r in found:
+        r.supported_nonlinearities.add("norm")
+    return of(g, *2 * found[:representations])
+
+
+NORMED = {"InnerBatchNorm": permuted, "NormBatchNorm": vectors_of_sizes, "InducedNormBatchNorm": several_induced,
+          "GNormBatchNorm": lambda n: cyclic(*["regular_repr", 0, 1, 2, 3, 8][:n]),
+          "IIDBatchNorm2d": lambda n: cyclic(*["regular_repr", 0, 1, 2, 3, 8][:n])}
+
+
+def test_launches_are_counted():
+    mode = Launching(Counter())
+    x = torch.randn(3, 4, requires_grad=True)
+    with mode:
+        y = x.view(4, 3).t().exp()
+        torch.empty_like(x)
+        torch.cat([y, y]).add_(1)
+    assert mode.launches == {"exp": 1, "cat": 1, "add_": 1}
 
 
 @pytest.mark.triton
 @pytest.mark.skipif(not backends.TRITON_INTERPRET, reason="needs TRITON_INTERPRET=1")
 @pytest.mark.parametrize("name", [
-    "GNormBatchNorm", "InnerBatchNorm", "NormNonLinearity", "GatedNonLinearity1", "GroupPooling", *(
+    "NormNonLinearity", "GatedNonLinearity1", "GroupPooling", *(
         pytest.param(name, marks=pytest.mark.slow) for name in (
-            "IIDBatchNorm2d", "NormBatchNorm", "InducedNormBatchNorm", "InducedNormNonLinearity", "GatedNonLinearity2",
-            "InducedGatedNonLinearity1", "FourierELU", "QuotientFourierPointwise", "NormPool", "InducedNormPool",
-            "VectorFieldNonLinearity", "ConcatenatedNonLinearity", "FieldDropout",
-            "PointwiseMaxPoolAntialiased2D", "PointwiseAvgPoolAntialiased3D"))])
+            "InducedNormNonLinearity", "GatedNonLinearity2", "InducedGatedNonLinearity1", "FourierELU",
+            "QuotientFourierPointwise", "NormPool", "InducedNormPool", "VectorFieldNonLinearity",
+            "ConcatenatedNonLinearity", "FieldDropout", "PointwiseMaxPoolAntialiased2D",
+            "PointwiseAvgPoolAntialiased3D"))])
 def test_two_kernels_forward_and_three_backward(name, launches):
     """Whatever the number of representations; of the kernels on tensors of features."""
     module = MODULES[name].build(equiconv.nn)

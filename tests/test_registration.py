@@ -7,12 +7,12 @@ import torch
 
 from equiconv import backends
 from equiconv.layout import PAIR
-from equiconv.reference import field_dropout, field_gate, field_norm, field_pool
+from equiconv.reference import field_batch_norm, field_dropout, field_gate, field_norm, field_pool
 
 ROOT = Path(__file__).parent.parent
 OPS = ("expand_filter", "expand_filter_bwd")
 CPU_OPS = ("steerable_conv", "steerable_conv_activated", "steerable_conv_bwd", "field_norm", "field_norm_bwd",
-           "field_norm_moments", "field_norm_inner", "field_norm_inner_bwd",
+           "field_norm_moments", "field_batch_norm", "field_batch_norm_bwd",
            "fourier_act", "fourier_act_bwd", "field_gate", "field_gate_bwd", "field_pool",
            "field_pool_bwd", "field_dropout", "concatenated_act", "concatenated_act_bwd", "window_pool",
            "window_pool_bwd")
@@ -79,6 +79,7 @@ def test_the_pair_of_python_is_that_of_cpp():
 
 def test_the_fields_of_python_are_those_of_cpp():
     assert members("field_norm.h", "FieldNormField") == field_norm.FIELD
+    assert members("field_norm.h", "FieldNormPart") == field_batch_norm.PART
     assert members("field_gate.h", "FieldGateField") == field_gate.FIELD
     assert members("field_pool.h", "FieldPoolField") == field_pool.FIELD
     assert members("field_dropout.h", "FieldDropoutField") == field_dropout.FIELD

@@ -3,7 +3,8 @@
 Statistics read x once, forward and backward read and write each of their tensors once. Sums over pixels take two
 stages: each program makes those of its own pixels, and of the programs that share some channels the last to arrive
 adds them up, in order and in float64, so that the result does not depend on which it is. Variances are merged from
-those of parts (Welford, Chan), which does not cancel where the mean is large.
+those of parts (Welford, Chan), which does not cancel where the mean is large. The last program of all makes what
+belongs to the parts of fields: running statistics, factors, gradients of parameters (field_parts.py).
 
 Channels that stay in their basis are treated in blocks. Where any field has a change of basis, programs take single
 fields, and multiply by its matrices on tensor cores.
@@ -14,7 +15,9 @@ import triton.language as tl
 
 from ..backends import TRITON_INTERPRET
 from ..formats import compute_dtype, empty_fields
-from ..reference.field_norm import FIELD, FUNCTIONS
+from ..reference.field_batch_norm import FUNCTIONS, NUMBERS, STATISTICS
+from ..reference.field_norm import FIELD
+from .field_parts import BLOCKS, finish_gradients, finish_statistics, parameter_arguments, statistics_kernel
 from .field_tensor import (
     DTYPES,
     LAYOUT_TYPES,
@@ -54,9 +57,14 @@ def merge(count, mean, squares):
 
 @triton.jit
 def is_last(arrivals_ptr, programs):
-    """Whether all the other programs have arrived before; then what they have stored can be loaded."""
+    """Whether all the other programs have arrived before; then what they have stored can be loaded.
+
+    The last one leaves zero, for the next launch.
+    """
     tl.debug_barrier()  # all threads have stored
-    return tl.atomic_add(arrivals_ptr, 1) == programs - 1
+    last = tl.atomic_add(arrivals_ptr, 1) == programs - 1
+    tl.store(arrivals_ptr, 0, mask=last)
+    return last
 
 
 @triton.jit
@@ -118,9 +126,11 @@ def store_tile(y_ptr, y, channel, pixel, exists, channels, pixels, CHANNELS_LAST
 
 
 @triton.jit
-def moments_kernel(x_ptr, mean_ptr, var_ptr, partial_ptr, arrivals_ptr, channels, total, pixels, splits,
+def moments_kernel(x_ptr, mean_ptr, var_ptr, partial_ptr, arrivals_ptr, numbers_ptr, parts_ptr, matrices_ptr,
+                   addresses_ptr, weight_ptr, bias_ptr, running_ptr, counter_ptr, num_parts, lists, counters, channels,
+                   total, pixels, splits, EPS: tl.constexpr, MOMENTUM: tl.constexpr, BY: tl.constexpr,
                    CHANNELS_LAST: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
-                   BLOCK_SPLITS: tl.constexpr):
+                   BLOCK_SPLITS: tl.constexpr, BLOCK_PARTS: tl.constexpr, PART_SIZE: tl.constexpr):
     channel, pixel = blocks_of_program(channels, total, BLOCK_CHANNELS, BLOCK_PIXELS)
     blocks = tl.cdiv(channels, BLOCK_CHANNELS)
     split, has = tl.program_id(0) // blocks, channel < channels
@@ -138,161 +148,90 @@ def moments_kernel(x_ptr, mean_ptr, var_ptr, partial_ptr, arrivals_ptr, channels
     store_partial(partial_ptr, split, 2, channel, has, channels, deviations)
     if is_last(arrivals_ptr + tl.program_id(0) % blocks, splits):
         finish_moments(partial_ptr, mean_ptr, var_ptr, channel, has, channels, splits, BLOCK_SPLITS)
+        if parts_ptr is not None:
+            if is_last(arrivals_ptr + blocks, blocks):
+                finish_statistics(mean_ptr, var_ptr, numbers_ptr, parts_ptr, matrices_ptr, addresses_ptr, weight_ptr,
+                                  bias_ptr, running_ptr, counter_ptr, num_parts, channels, lists, counters,
+                                  total.to(tl.float64), EPS, MOMENTUM, True, BY, BLOCK_PARTS, PART_SIZE)
 
 
 @triton.jit
-def affine_kernel(x_ptr, y_ptr, scale_ptr, shift_ptr, channels, total, pixels, CHANNELS_LAST: tl.constexpr,
-                  BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):
+def affine_kernel(x_ptr, y_ptr, scale_ptr, shift_ptr, channels, total, pixels, FUNCTION: tl.constexpr,
+                  CHANNELS_LAST: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):
     channel, pixel = blocks_of_program(channels, total, BLOCK_CHANNELS, BLOCK_PIXELS)
     has = channel < channels
     exists = (pixel < total)[:, None] & has[None, :]
     x = load_tile(x_ptr, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
     scale = tl.load(scale_ptr + channel, mask=has, other=0.0)[None, :]
     shift = tl.load(shift_ptr + channel, mask=has, other=0.0)[None, :]
-    store_tile(y_ptr, x * scale + shift, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
+    y = x * scale + shift
+    if FUNCTION != "identity":
+        y = value_of(y, FUNCTION)
+    store_tile(y_ptr, y, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
 
 
 @triton.jit
-def normed(x, mean, scale, shift):
-    """Of a tile [pixels, channels]."""
-    return (x - mean[None, :]) * scale[None, :] + shift[None, :]
-
-
-@triton.jit
-def affine_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, scale_ptr, mean_ptr, var_ptr, weight_ptr, bias_ptr, of_channel_ptr,
-                      grad_scale_ptr, grad_shift_ptr, partial_ptr, arrivals_ptr, channels, total, pixels, splits,
-                      EPS: tl.constexpr, FUNCTION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-                      BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_SPLITS: tl.constexpr):
-    """The sums of g * (x - mean) and of g for each channel, with the mean of its field, and g the gradient of what the
-    function was applied to; or, where there are no such means, of grad * x and of grad, and grad_x = scale * grad."""
+def affine_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, mean_ptr, grad_scale_ptr, grad_shift_ptr,
+                      partial_ptr, arrivals_ptr, numbers_ptr, through_ptr, parts_ptr, matrices_ptr, grad_weights_ptr,
+                      grad_biases_ptr, num_parts, channels, total, pixels, splits, FUNCTION: tl.constexpr,
+                      CHANNELS_LAST: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
+                      BLOCK_SPLITS: tl.constexpr, BLOCK_PARTS: tl.constexpr, PART_SIZE: tl.constexpr):
+    """The sums of g * (x - mean) and of g for each channel, and grad_x = scale * g, where g is the gradient of what the
+    function was applied to. mean_ptr None: zero; grad_x_ptr None: another kernel makes it."""
     channel, pixel = blocks_of_program(channels, total, BLOCK_CHANNELS, BLOCK_PIXELS)
     blocks = tl.cdiv(channels, BLOCK_CHANNELS)
     split, has = tl.program_id(0) // blocks, channel < channels
     products = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), compute_type(x_ptr))
     sums = products
-    if mean_ptr is None:
-        factor = tl.load(scale_ptr + channel, mask=has, other=0.0)[None, :]
-    else:
-        of = tl.load(of_channel_ptr + channel, mask=has, other=0)
-        mean = tl.load(mean_ptr + of, mask=has, other=0.0)
-        factor = mean[None, :]
-        if FUNCTION != "identity":
-            deviation = tl.sqrt(tl.load(var_ptr + of, mask=has, other=1.0) + EPS)
-            scale = tl.load(weight_ptr + of, mask=has, other=0.0) / deviation
-            bias = tl.load(bias_ptr + of, mask=has, other=0.0)
+    scale = tl.load(scale_ptr + channel, mask=has, other=0.0)[None, :]
+    if mean_ptr is not None:
+        mean = tl.load(mean_ptr + channel, mask=has, other=0.0)[None, :]
+    if FUNCTION != "identity":
+        shift = tl.load(shift_ptr + channel, mask=has, other=0.0)[None, :]
     for _ in range(split * BLOCK_PIXELS, total, splits * BLOCK_PIXELS):
         exists = (pixel < total)[:, None] & has[None, :]
         x = load_tile(x_ptr, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
         grad = load_tile(grad_ptr, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
         if FUNCTION != "identity":
-            grad *= slope_of(normed(x, mean, scale, bias), FUNCTION)
+            grad *= slope_of(x * scale + shift, FUNCTION)
         sums += grad
         if mean_ptr is None:
             products += grad * x
-            store_tile(grad_x_ptr, grad * factor, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
         else:
-            products += grad * (x - factor)
+            products += grad * (x - mean)
+        if grad_x_ptr is not None:
+            store_tile(grad_x_ptr, grad * scale, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
         pixel += splits * BLOCK_PIXELS
     store_partial(partial_ptr, split, 0, channel, has, channels, tl.sum(products.to(tl.float64), 0))
     store_partial(partial_ptr, split, 1, channel, has, channels, tl.sum(sums.to(tl.float64), 0))
     if is_last(arrivals_ptr + tl.program_id(0) % blocks, splits):
         finish_sums(partial_ptr, grad_scale_ptr, grad_shift_ptr, channel, has, channels, splits, BLOCK_SPLITS)
-
-
-# ---- fields that share one mean and variance ----
-
-@triton.jit
-def sum_over_fields(field, first_ptr, second_ptr, mean, of_channel_ptr, channels, BLOCK: tl.constexpr):
-    """(channels, sum of the first numbers, sum of the second) of the channels of each field [F].
-
-    mean  None, or [F]: then the square of what the first numbers are apart from it is added to the second.
-    """
-    count = tl.zeros(field.shape, first_ptr.dtype.element_ty)
-    one, two = count, count
-    lowest, highest = tl.min(field), tl.max(field)
-    for start in range(0, channels, BLOCK):
-        channel = start + tl.arange(0, BLOCK)
-        of = tl.load(of_channel_ptr + channel, mask=channel < channels, other=-2)
-        if tl.max(((of >= lowest) & (of <= highest)).to(tl.int32)) > 0:  # most channels belong to other fields
-            match = of[None, :] == field[:, None]
-            first = tl.load(first_ptr + channel, mask=channel < channels, other=0.0)[None, :]
-            second = tl.load(second_ptr + channel, mask=channel < channels, other=0.0)[None, :]
-            if mean is not None:
-                second = second + (first - mean[:, None]) * (first - mean[:, None])
-            count += tl.sum(match.to(count.dtype), 1)
-            one += tl.sum(tl.where(match, first, 0.0), 1)
-            two += tl.sum(tl.where(match, second, 0.0), 1)
-    return count, one, two
+        if parts_ptr is not None:
+            if is_last(arrivals_ptr + blocks, blocks):
+                finish_gradients(grad_scale_ptr, grad_shift_ptr, numbers_ptr, through_ptr, parts_ptr, matrices_ptr,
+                                 grad_weights_ptr, grad_biases_ptr, num_parts, channels, total.to(tl.float64),
+                                 BLOCK_PARTS, PART_SIZE)
 
 
 @triton.jit
-def moments_of(field, means_ptr, vars_ptr, of_channel_ptr, channels, BLOCK: tl.constexpr):
-    """(mean, variance) of fields from those of their channels."""
-    count, total, _ = sum_over_fields(field, means_ptr, vars_ptr, None, of_channel_ptr, channels, BLOCK)
-    mean = total / count
-    _, _, squares = sum_over_fields(field, means_ptr, vars_ptr, mean, of_channel_ptr, channels, BLOCK)
-    return mean, squares / count
-
-
-@triton.jit
-def inner_kernel(x_ptr, y_ptr, means_ptr, vars_ptr, weight_ptr, bias_ptr, mean_ptr, var_ptr, of_channel_ptr, channels,
-                 fields, total, pixels, splits, EPS: tl.constexpr, FUNCTION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-                 BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_FIELDS: tl.constexpr):
-    """y, and by the first programs mean and variance of the fields, from those of the channels, `means` and `vars`."""
+def through_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, scale_ptr, shift_ptr, mean_ptr, through_ptr, channels, total,
+                       pixels, FUNCTION: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
+                       BLOCK_CHANNELS: tl.constexpr):
+    """grad_x = scale * g + slope * (x - mean) + offset, with slope and offset [2, channels] of finish_gradients."""
     channel, pixel = blocks_of_program(channels, total, BLOCK_CHANNELS, BLOCK_PIXELS)
     has = channel < channels
-    of = tl.load(of_channel_ptr + channel, mask=has, other=-1)
-    mean, var = moments_of(of, means_ptr, vars_ptr, of_channel_ptr, channels, BLOCK_FIELDS)
-    scale = tl.load(weight_ptr + of, mask=has, other=0.0) / tl.sqrt(var + EPS)
-    shift = tl.load(bias_ptr + of, mask=has, other=0.0)
-    for _ in range(tl.program_id(0) // tl.cdiv(channels, BLOCK_CHANNELS) * BLOCK_PIXELS, total, splits * BLOCK_PIXELS):
-        exists = (pixel < total)[:, None] & has[None, :]
-        x = load_tile(x_ptr, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
-        y = normed(x, mean, scale, shift)
-        if FUNCTION != "identity":
-            y = value_of(y, FUNCTION)
-        store_tile(y_ptr, y, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
-        pixel += splits * BLOCK_PIXELS
-    for first in range(tl.program_id(0) * BLOCK_FIELDS, fields, tl.num_programs(0) * BLOCK_FIELDS):
-        field = first + tl.arange(0, BLOCK_FIELDS)
-        field_mean, field_var = moments_of(field, means_ptr, vars_ptr, of_channel_ptr, channels, BLOCK_FIELDS)
-        tl.store(mean_ptr + field, field_mean, mask=field < fields)
-        tl.store(var_ptr + field, field_var, mask=field < fields)
-
-
-@triton.jit
-def inner_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, products_ptr, sums_ptr, weight_ptr, bias_ptr, mean_ptr, var_ptr,
-                     grad_weight_ptr, grad_bias_ptr, of_channel_ptr, channels, fields, total, pixels, splits,
-                     EPS: tl.constexpr, FUNCTION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-                     BLOCK_PIXELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_FIELDS: tl.constexpr):
-    """grad_x, and by the first programs the gradients of weight and bias, from the sums of the channels."""
-    channel, pixel = blocks_of_program(channels, total, BLOCK_CHANNELS, BLOCK_PIXELS)
-    has = channel < channels
-    of = tl.load(of_channel_ptr + channel, mask=has, other=-1)
-    count, product, sum_ = sum_over_fields(of, products_ptr, sums_ptr, None, of_channel_ptr, channels, BLOCK_FIELDS)
-    count *= total
-    deviation = tl.sqrt(tl.load(var_ptr + of, mask=has, other=1.0) + EPS)
-    mean = tl.load(mean_ptr + of, mask=has, other=0.0)
-    scale = tl.load(weight_ptr + of, mask=has, other=0.0) / deviation
-    slope, shift = -scale * product / (deviation * deviation * count), -scale * sum_ / count
+    exists = (pixel < total)[:, None] & has[None, :]
+    x = load_tile(x_ptr, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
+    grad = load_tile(grad_ptr, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
+    scale = tl.load(scale_ptr + channel, mask=has, other=0.0)[None, :]
+    mean = tl.load(mean_ptr + channel, mask=has, other=0.0)[None, :]
+    slope = tl.load(through_ptr + channel, mask=has, other=0.0)[None, :]
+    offset = tl.load(through_ptr + channels + channel, mask=has, other=0.0)[None, :]
     if FUNCTION != "identity":
-        bias = tl.load(bias_ptr + of, mask=has, other=0.0)
-    for _ in range(tl.program_id(0) // tl.cdiv(channels, BLOCK_CHANNELS) * BLOCK_PIXELS, total, splits * BLOCK_PIXELS):
-        exists = (pixel < total)[:, None] & has[None, :]
-        x = load_tile(x_ptr, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
-        grad = load_tile(grad_ptr, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
-        if FUNCTION != "identity":
-            grad *= slope_of(normed(x, mean, scale, bias), FUNCTION)
-        grad_x = grad * scale[None, :] + ((x - mean[None, :]) * slope[None, :] + shift[None, :])
-        store_tile(grad_x_ptr, grad_x, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
-        pixel += splits * BLOCK_PIXELS
-    for first in range(tl.program_id(0) * BLOCK_FIELDS, fields, tl.num_programs(0) * BLOCK_FIELDS):
-        field = first + tl.arange(0, BLOCK_FIELDS)
-        exist = field < fields
-        found = sum_over_fields(field, products_ptr, sums_ptr, None, of_channel_ptr, channels, BLOCK_FIELDS)
-        field_var = tl.load(var_ptr + field, mask=exist, other=1.0)
-        tl.store(grad_weight_ptr + field, found[1] / tl.sqrt(field_var + EPS), mask=exist)
-        tl.store(grad_bias_ptr + field, found[2], mask=exist)
+        shift = tl.load(shift_ptr + channel, mask=has, other=0.0)[None, :]
+        grad *= slope_of(x * scale + shift, FUNCTION)
+    grad_x = grad * scale + ((x - mean) * slope + offset)
+    store_tile(grad_x_ptr, grad_x, channel, pixel, exists, channels, pixels, CHANNELS_LAST)
 
 
 # ---- fields with a change of basis ----
@@ -362,9 +301,12 @@ def scaled(x_ptr, scale_ptr, bases_ptr, basis, transposed: tl.constexpr, channel
 
 
 @triton.jit
-def field_moments_kernel(x_ptr, mean_ptr, var_ptr, fields_ptr, bases_ptr, partial_ptr, arrivals_ptr, num_fields,
-                         channels, total, pixels, splits, PRECISION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-                         BLOCK_PIXELS: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_SPLITS: tl.constexpr):
+def field_moments_kernel(x_ptr, mean_ptr, var_ptr, fields_ptr, bases_ptr, partial_ptr, arrivals_ptr, numbers_ptr,
+                         parts_ptr, matrices_ptr, addresses_ptr, weight_ptr, bias_ptr, running_ptr, counter_ptr,
+                         num_parts, lists, counters, num_fields, channels, total, pixels, splits, EPS: tl.constexpr,
+                         MOMENTUM: tl.constexpr, BY: tl.constexpr, PRECISION: tl.constexpr,
+                         CHANNELS_LAST: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+                         BLOCK_SPLITS: tl.constexpr, BLOCK_PARTS: tl.constexpr, PART_SIZE: tl.constexpr):
     channel, size, basis, split = field_of_program(fields_ptr, num_fields)
     for first in range(0, size, BLOCK_SIZE):
         i = first + tl.arange(0, BLOCK_SIZE)
@@ -384,6 +326,11 @@ def field_moments_kernel(x_ptr, mean_ptr, var_ptr, fields_ptr, bases_ptr, partia
         for first in range(0, size, BLOCK_SIZE):
             i = first + tl.arange(0, BLOCK_SIZE)
             finish_moments(partial_ptr, mean_ptr, var_ptr, channel + i, i < size, channels, splits, BLOCK_SPLITS)
+        if parts_ptr is not None:
+            if is_last(arrivals_ptr + num_fields, num_fields):
+                finish_statistics(mean_ptr, var_ptr, numbers_ptr, parts_ptr, matrices_ptr, addresses_ptr, weight_ptr,
+                                  bias_ptr, running_ptr, counter_ptr, num_parts, channels, lists, counters,
+                                  total.to(tl.float64), EPS, MOMENTUM, True, BY, BLOCK_PARTS, PART_SIZE)
 
 
 @triton.jit
@@ -409,10 +356,12 @@ def field_norm_kernel(x_ptr, y_ptr, scale_ptr, shift_ptr, fields_ptr, bases_ptr,
 
 
 @triton.jit
-def field_norm_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, scale_ptr, grad_scale_ptr, grad_shift_ptr, fields_ptr, bases_ptr,
-                          partial_ptr, arrivals_ptr, num_fields, channels, total, pixels, splits,
+def field_norm_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, scale_ptr, mean_ptr, grad_scale_ptr, grad_shift_ptr, fields_ptr,
+                          bases_ptr, partial_ptr, arrivals_ptr, numbers_ptr, parts_ptr, matrices_ptr, grad_weights_ptr,
+                          grad_biases_ptr, num_parts, num_fields, channels, total, pixels, splits,
                           PRECISION: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_PIXELS: tl.constexpr,
-                          BLOCK_SIZE: tl.constexpr, BLOCK_SPLITS: tl.constexpr):
+                          BLOCK_SIZE: tl.constexpr, BLOCK_SPLITS: tl.constexpr, BLOCK_PARTS: tl.constexpr,
+                          PART_SIZE: tl.constexpr):
     channel, size, basis, split = field_of_program(fields_ptr, num_fields)
     for first in range(0, size, BLOCK_SIZE):
         i = first + tl.arange(0, BLOCK_SIZE)
@@ -424,6 +373,8 @@ def field_norm_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, scale_ptr, grad_scale_ptr
                              PRECISION, CHANNELS_LAST, BLOCK_SIZE)
             u = change_basis(grad_ptr, bases_ptr, basis, False, channel, size, first, pixel, total, channels, pixels,
                              PRECISION, CHANNELS_LAST, BLOCK_SIZE)
+            if mean_ptr is not None:
+                z -= tl.load(mean_ptr + channel + i, mask=i < size, other=0.0)[None, :]
             products += u * z
             sums += u
             grad_x = scaled(grad_ptr, scale_ptr, bases_ptr, basis, True, channel, size, first, pixel, total, channels,
@@ -437,6 +388,11 @@ def field_norm_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, scale_ptr, grad_scale_ptr
             i = first + tl.arange(0, BLOCK_SIZE)
             finish_sums(partial_ptr, grad_scale_ptr, grad_shift_ptr, channel + i, i < size, channels, splits,
                         BLOCK_SPLITS)
+        if parts_ptr is not None:
+            if is_last(arrivals_ptr + num_fields, num_fields):
+                finish_gradients(grad_scale_ptr, grad_shift_ptr, numbers_ptr, None, parts_ptr, matrices_ptr,
+                                 grad_weights_ptr, grad_biases_ptr, num_parts, channels, total.to(tl.float64),
+                                 BLOCK_PARTS, PART_SIZE)
 
 
 # ---- launchers ----
@@ -489,18 +445,34 @@ class Call:
     def sums(self):
         """Arguments of the kernels that sum over pixels."""
         partial = self.x.new_empty(self.splits, 3, self.channels, dtype=torch.float64)
-        arrivals = torch.zeros(self.rows, dtype=torch.int32, device=self.x.device)
-        return dict(partial_ptr=partial, arrivals_ptr=arrivals, splits=self.splits, **SPLITS)
+        return dict(partial_ptr=partial, arrivals_ptr=arrivals(self.rows + 1, self.x.device), splits=self.splits,
+                    **SPLITS, **BLOCKS)
 
-    def per_channel(self):
-        return self.x.new_empty(self.channels, dtype=self.dtype)
+    def per_channel(self, *rows):
+        return self.x.new_empty(*rows, self.channels, dtype=self.dtype)
 
 
-def field_norm(x, scale, shift, fields, bases):
+_arrivals = {}  # of each device and stream
+
+
+def arrivals(count, device):
+    """Zeros, of which a kernel leaves zeros: those of the last call on this stream, which is over by then."""
+    on_gpu = device.type == "cuda"
+    if on_gpu and torch.cuda.is_current_stream_capturing():  # a graph has its own
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    key = (device, torch.cuda.current_stream(device).cuda_stream if on_gpu else None)
+    if key not in _arrivals or len(_arrivals[key]) < count:
+        _arrivals[key] = torch.zeros(max(count, 4096), dtype=torch.int32, device=device)
+    return _arrivals[key]
+
+
+def field_norm(x, scale, shift, fields, bases, function="identity"):
     y = empty_fields(x, x.shape[1])
     call = Call("field_norm", x, y, bases=bases, fields=fields)
-    if y.numel():
-        call.run(field_norm_kernel if call.has_bases else affine_kernel, x, y, scale, shift, programs=call.blocks)
+    if y.numel() and call.has_bases:
+        call.run(field_norm_kernel, x, y, scale, shift, programs=call.blocks)
+    elif y.numel():
+        call.run(affine_kernel, x, y, scale, shift, programs=call.blocks, FUNCTION=function)
     return y
 
 
@@ -508,10 +480,11 @@ def field_norm_bwd(grad, x, scale, fields, bases):
     grad_x, grad_scale, grad_shift = empty_fields(x, x.shape[1]), torch.empty_like(scale), torch.empty_like(scale)
     call = Call("field_norm_bwd", x, grad, bases=bases, fields=fields)
     if call.has_bases:
-        call.run(field_norm_bwd_kernel, grad, x, grad_x, scale, grad_scale, grad_shift, **call.sums())
+        call.run(field_norm_bwd_kernel, grad, x, grad_x, scale, None, grad_scale, grad_shift, **call.sums(),
+                 **NO_GRADIENTS)
     elif call.channels:
-        call.run(affine_bwd_kernel, grad, x, grad_x, scale, *[None] * 5, grad_scale, grad_shift, EPS=0.0,
-                 FUNCTION="identity", **call.sums())
+        call.run(affine_bwd_kernel, grad, x, grad_x, scale, None, None, grad_scale, grad_shift, FUNCTION="identity",
+                 through_ptr=None, **call.sums(), **NO_GRADIENTS)
     return grad_x, grad_scale, grad_shift
 
 
@@ -519,66 +492,116 @@ def field_norm_moments(x, fields, bases):
     call = Call("field_norm_moments", x, bases=bases, fields=fields)
     mean, var = call.per_channel(), call.per_channel()
     if call.channels:
-        call.run(field_moments_kernel if call.has_bases else moments_kernel, x, mean, var, **call.sums())
+        call.run(field_moments_kernel if call.has_bases else moments_kernel, x, mean, var, **call.sums(),
+                 **NO_STATISTICS)
     return mean, var
 
 
-def field_norm_inner(x, weight, bias, field_of_channel, eps, function=0):
-    y, mean, var = empty_fields(x, x.shape[1]), torch.empty_like(weight), torch.empty_like(weight)
-    call = Call("field_norm_inner", x, y)
-    means, variances = call.per_channel(), call.per_channel()
-    if call.channels:
-        call.run(moments_kernel, x, means, variances, **call.sums())
-        call.run(inner_kernel, x, y, means, variances, weight, bias, mean, var, field_of_channel.contiguous(),
-                 fields=len(weight), splits=call.splits, EPS=eps, FUNCTION=NAMES[function], BLOCK_FIELDS=BLOCK_FIELDS)
-    return y, mean, var
+def field_norm_statistics(x, moments, fields, bases, parts, matrices, weights, biases, running_means, running_vars,
+                          counters, eps, momentum, batch, statistics):
+    call = Call("field_norm_statistics", x, bases=bases, fields=fields)
+    numbers = call.per_channel(len(NUMBERS))
+    lists = (weights, biases, running_means, running_vars, counters)
+    arguments = dict(numbers_ptr=numbers, EPS=eps, MOMENTUM=momentum, BY=STATISTICS[statistics],
+                     **parameter_arguments(parts, matrices, lists, x.device))
+    if batch and moments is None and call.channels:
+        mean, var = call.per_channel(), call.per_channel()
+        call.run(field_moments_kernel if call.has_bases else moments_kernel, x, mean, var, **call.sums(), **arguments)
+    elif call.channels:
+        mean, var, count = moments.split([call.channels, call.channels, 1]) if batch else (None, None, None)
+        with torch.cuda.device_of(x):
+            statistics_kernel[(1,)](mean, var, count, channels=call.channels, BATCH=batch, **BLOCKS, **arguments)
+    return numbers
 
 
-def field_norm_inner_bwd(grad, x, weight, mean, var, field_of_channel, eps, bias=None, function=0):
-    grad_x, grad_weight, grad_bias = empty_fields(x, x.shape[1]), torch.empty_like(weight), torch.empty_like(weight)
-    call = Call("field_norm_inner_bwd", x, grad)
-    products, sums = call.per_channel(), call.per_channel()
-    if call.channels:
-        of_channel = field_of_channel.contiguous()
-        what = dict(EPS=eps, FUNCTION=NAMES[function])
-        call.run(affine_bwd_kernel, grad, x, None, None, mean, var, weight, bias, of_channel, products, sums, **what,
-                 **call.sums())
-        call.run(inner_bwd_kernel, grad, x, grad_x, products, sums, weight, bias, mean, var, grad_weight, grad_bias,
-                 of_channel, fields=len(weight), splits=call.splits, BLOCK_FIELDS=BLOCK_FIELDS, **what)
-    return grad_x, grad_weight, grad_bias
+def field_batch_norm(x, numbers, fields, bases, parts, matrices, weights, biases, eps, through, function):
+    return field_norm(x, numbers[0], numbers[1], fields, bases, _function(bases, through, function))
+
+
+def field_batch_norm_bwd(grad, x, numbers, fields, bases, parts, matrices, weights, biases, eps, through, function):
+    grad_x, what = empty_fields(x, x.shape[1]), dict(FUNCTION=_function(bases, through, function))
+    call = Call("field_batch_norm_bwd", x, grad, bases=bases, fields=fields)
+    scale, shift, mean, _ = numbers
+    products, sums = call.per_channel(2)
+    grad_weights, grad_biases = (numbers.new_empty(sum(t.numel() for t in of)) for of in (weights, biases))
+    arguments = dict(numbers_ptr=numbers, parts_ptr=parts.contiguous(), matrices_ptr=matrices.contiguous(),
+                     num_parts=len(parts), grad_weights_ptr=grad_weights if weights else None,
+                     grad_biases_ptr=grad_biases if biases else None)
+    if call.has_bases:
+        call.run(field_norm_bwd_kernel, grad, x, grad_x, scale, mean, products, sums, **call.sums(), **arguments)
+    elif call.channels:
+        slopes = call.per_channel(2) if through else None
+        call.run(affine_bwd_kernel, grad, x, None if through else grad_x, scale, shift, mean, products, sums,
+                 through_ptr=slopes, **what, **call.sums(), **arguments)
+        if through and x.numel():
+            call.run(through_bwd_kernel, grad, x, grad_x, scale, shift, mean, slopes, programs=call.blocks, **what)
+    return grad_x, grad_weights, grad_biases
+
+
+def _function(bases, through, function):
+    """Its name. Raises ValueError where the kernels have none."""
+    if through and bases.numel():
+        raise ValueError("field_batch_norm: statistics through which gradients flow are of fields without a change of "
+                         "basis")
+    if function and not through:
+        raise ValueError("field_batch_norm: a function needs statistics through which gradients flow")
+    return NAMES[function]
 
 
 NAMES = tuple(FUNCTIONS)  # of the function, by its number
-BLOCK_FIELDS = 64  # channels that are searched for those of a field at once
+PARTS_TABLES = ("numbers_ptr", "parts_ptr", "matrices_ptr")
+NO_STATISTICS = dict.fromkeys((*PARTS_TABLES, "addresses_ptr", "weight_ptr", "bias_ptr", "running_ptr", "counter_ptr",
+                               "MOMENTUM")) | dict(num_parts=0, lists=0, counters=0, EPS=0.0, BY="values")
+NO_GRADIENTS = dict.fromkeys((*PARTS_TABLES, "grad_weights_ptr", "grad_biases_ptr")) | dict(num_parts=0)
 
 
 def ahead_of_time():
     """What a GPU may ask for: (kernel, {argument: type}, configuration)."""
-    integers = {**dict.fromkeys(("num_fields", "channels", "fields", "splits"), "i32"), **LAYOUT_TYPES}
-    numbers = ("scale_ptr", "shift_ptr", "grad_scale_ptr", "grad_shift_ptr", "bases_ptr", "means_ptr", "vars_ptr",
-               "mean_ptr", "var_ptr", "weight_ptr", "bias_ptr", "products_ptr", "sums_ptr", "grad_weight_ptr",
-               "grad_bias_ptr")
+    integers = {**dict.fromkeys(("num_fields", "channels", "splits", "num_parts", "lists", "counters"), "i32"),
+                **LAYOUT_TYPES}
+    numbers = ("scale_ptr", "shift_ptr", "grad_scale_ptr", "grad_shift_ptr", "bases_ptr", "mean_ptr", "var_ptr",
+               "numbers_ptr", "matrices_ptr", "through_ptr", "grad_weights_ptr", "grad_biases_ptr")
     for name, dtype in DTYPES.items():
         tensors = dict.fromkeys(("x_ptr", "y_ptr", "grad_ptr", "grad_x_ptr"), "*" + name)
         types = {**tensors, **dict.fromkeys(numbers, computed_type(name)), **integers, "partial_ptr": "*fp64",
-                 "arrivals_ptr": "*i32", "fields_ptr": "*i64", "of_channel_ptr": "*i64"}
-        of_fields = ("mean_ptr", "var_ptr", "weight_ptr", "bias_ptr", "of_channel_ptr")
-        plain = {k: t for k, t in types.items() if k not in of_fields}
-        centred = {k: t for k, t in types.items() if k not in ("scale_ptr", "grad_x_ptr")}
+                 "count_ptr": "*fp64", "arrivals_ptr": "*i32", "fields_ptr": "*i64", "parts_ptr": "*i64",
+                 "addresses_ptr": "*i64", "counter_ptr": "*i64",
+                 **dict.fromkeys(("weight_ptr", "bias_ptr", "running_ptr"), "*" + name)}
+        known = {**types, "mean_ptr": "*fp64", "var_ptr": "*fp64"}
+        for by in STATISTICS:
+            rest = {**BLOCKS, "EPS": 1e-5, "MOMENTUM": 0.1, "BY": by}
+            yield statistics_kernel, known, {**rest, "BATCH": True}
+        yield statistics_kernel, types, {**rest, "BATCH": False, "MOMENTUM": None, "mean_ptr": None, "var_ptr": None,
+                                         "count_ptr": None}
         for channels_last in (False, True):
             c = {**channel_config(64, channels_last), "CHANNELS_LAST": channels_last}
-            yield moments_kernel, types, {**c, **SPLITS}
-            yield affine_kernel, types, c
-            yield affine_bwd_kernel, plain, {**c, **SPLITS, **dict.fromkeys(of_fields), "EPS": 0.0,
-                                             "FUNCTION": "identity"}
+            yield from _summing(moments_kernel, types, {**c, **SPLITS, **BLOCKS})
             for function in NAMES:
-                inner = {**c, "EPS": 1e-5, "FUNCTION": function}
-                yield affine_bwd_kernel, centred, {**inner, **SPLITS, "scale_ptr": None, "grad_x_ptr": None}
-                yield inner_kernel, types, {**inner, "BLOCK_FIELDS": BLOCK_FIELDS}
-                yield inner_bwd_kernel, types, {**inner, "BLOCK_FIELDS": BLOCK_FIELDS}
+                yield affine_kernel, types, {**c, "FUNCTION": function}
+                yield through_bwd_kernel, types, {**c, "FUNCTION": function}
+                yield affine_bwd_kernel, _without(types, "grad_x_ptr"), {
+                    **c, **SPLITS, **BLOCKS, "FUNCTION": function, "grad_x_ptr": None}
+            c = {**c, **SPLITS, **BLOCKS, "FUNCTION": "identity", "through_ptr": None}
+            yield affine_bwd_kernel, _without(types, "through_ptr"), c
+            yield affine_bwd_kernel, _without(types, "through_ptr", "shift_ptr", "mean_ptr", *NO_GRADIENTS), {
+                **c, "shift_ptr": None, "mean_ptr": None, **NO_GRADIENTS}
             for size in SIZES if name == "fp32" else SIZES[:1]:
                 c = {**field_config(2 * size * size, dtype), "CHANNELS_LAST": channels_last,
                      "PRECISION": dot_precision(dtype)}
-                yield field_moments_kernel, types, {**c, **SPLITS}
                 yield field_norm_kernel, types, c
-                yield field_norm_bwd_kernel, types, {**c, **SPLITS}
+                c = {**c, **SPLITS, **BLOCKS}
+                yield from _summing(field_moments_kernel, types, c)
+                yield field_norm_bwd_kernel, types, c
+                yield field_norm_bwd_kernel, _without(types, "mean_ptr", *NO_GRADIENTS), {
+                    **c, "mean_ptr": None, **NO_GRADIENTS}
+
+
+def _summing(kernel, types, config):
+    """A kernel of moments, alone and with statistics of each kind."""
+    yield kernel, _without(types, *NO_STATISTICS), {**config, **NO_STATISTICS}
+    for by in STATISTICS:
+        yield kernel, types, {**config, "EPS": 1e-5, "MOMENTUM": 0.1, "BY": by}
+
+
+def _without(types, *names):
+    return {name: t for name, t in types.items() if name not in names}

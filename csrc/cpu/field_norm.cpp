@@ -81,17 +81,17 @@ struct Tile {
   void backward(double* sums) const {
     const Rows<const T> z = in_basis(true, false, load(params.x, 0), 3), u = in_basis(false, true, load(params.grad, 1), 4);
     const Rows<T> grad_x = target_tile<T, F>(params.y, pixels, run.channel, scratch[2]);
-    const T* scale = numbers(params.scale);
+    const T *scale = numbers(params.scale), *mean = params.mean ? numbers(params.mean) : nullptr;
     const bool changes = has_basis();
     const Rows<T> scaled = changes ? spare(4) : grad_x;
     for (int64_t c = 0; c < run.channels; ++c) {
-      const T *zc = z[c], *uc = u[c], s = scale[c];
+      const T *zc = z[c], *uc = u[c], s = scale[c], m = mean ? mean[c] : T(0);
       T* out = scaled[c];
       sums[params.x.channels + c] += sum_lanes<T>(lanes, [&](int64_t l) { return vector_at(uc, l); });
       sums[c] += sum_lanes<T>(lanes, [&](int64_t l) {
         const Vector<T> gradient = vector_at(uc, l);
         vector_at(out, l) = gradient * s;
-        return gradient * vector_at(zc, l);
+        return gradient * (vector_at(zc, l) - m);
       });
     }
     if (changes) change_basis(true, true, scaled, grad_x);
@@ -124,7 +124,7 @@ struct Tile {
   }
 
   template <class Function>
-  void inner_backward() const {
+  void through_backward() const {
     const Rows<const T> x = load(params.x, 0), grad = load(params.grad, 1);
     const Rows<T> grad_x = target_tile<T, F>(params.y, pixels, run.channel, scratch[2]);
     const T *scale = numbers(params.scale), *slope = numbers(params.slope), *mean = numbers(params.mean), *shift = numbers(params.shift);
@@ -187,30 +187,6 @@ void each_with_function(const FieldNormParams& params, Body body) {
   });
 }
 
-template <class T>
-void finish_moments(const FieldNormParams& params, int64_t begin, int64_t end) {
-  const int64_t channels = params.x.channels;
-  for (int64_t c = begin; c < end; ++c) {
-    double all[3] = {};
-    for (int64_t part = 0; part < params.work.parts; ++part) {
-      const double* sums = params.sums + 3 * part * channels + c;
-      Tile<T, T>::merge(all, 1, sums[0], sums[channels], sums[2 * channels]);
-    }
-    static_cast<T*>(params.results[0])[c] = T(all[0] > 0 ? all[1] : __builtin_nan(""));
-    static_cast<T*>(params.results[1])[c] = T(all[2] / all[0]);  // NaN where there are no pixels
-  }
-}
-
-template <class T>
-void finish_gradients(const FieldNormParams& params, int64_t begin, int64_t end) {
-  for (int64_t c = begin; c < end; ++c)
-    for (int i = 0; i < 2; ++i) {
-      double sum = 0;
-      for (int64_t part = 0; part < params.work.parts; ++part) sum += params.sums[(3 * part + i) * params.x.channels + c];
-      static_cast<T*>(params.results[i])[c] = T(sum);
-    }
-}
-
 }  // namespace
 
 void field_norm(const FieldNormParams& params, int64_t, int64_t) {
@@ -229,17 +205,31 @@ void field_norm_centred_sums(const FieldNormParams& params, int64_t, int64_t) {
   each_with_function(params, [](const auto& tile, double* sums, auto f) { tile.template centred_sums<decltype(f)>(sums); });
 }
 
-void field_norm_inner_bwd(const FieldNormParams& params, int64_t, int64_t) {
-  each_with_function(params, [](const auto& tile, double*, auto f) { tile.template inner_backward<decltype(f)>(); });
+void field_norm_through_bwd(const FieldNormParams& params, int64_t, int64_t) {
+  each_with_function(params, [](const auto& tile, double*, auto f) { tile.template through_backward<decltype(f)>(); });
 }
 
 // The sums of all parts, for channels [begin, end).
 void field_norm_bwd_finish(const FieldNormParams& params, int64_t begin, int64_t end) {
-  params.work.dtype == DType::f64 ? finish_gradients<double>(params, begin, end) : finish_gradients<float>(params, begin, end);
+  const int64_t channels = params.x.channels;
+  for (int64_t c = begin; c < end; ++c)
+    for (int i = 0; i < 2; ++i) {
+      double& sum = params.results[i * channels + c] = 0;
+      for (int64_t part = 0; part < params.work.parts; ++part) sum += params.sums[(3 * part + i) * channels + c];
+    }
 }
 
 void field_norm_moments_finish(const FieldNormParams& params, int64_t begin, int64_t end) {
-  params.work.dtype == DType::f64 ? finish_moments<double>(params, begin, end) : finish_moments<float>(params, begin, end);
+  const int64_t channels = params.x.channels;
+  for (int64_t c = begin; c < end; ++c) {
+    double all[3] = {};
+    for (int64_t part = 0; part < params.work.parts; ++part) {
+      const double* sums = params.sums + 3 * part * channels + c;
+      Tile<float, float>::merge(all, 1, sums[0], sums[channels], sums[2 * channels]);
+    }
+    params.results[c] = all[0] > 0 ? all[1] : __builtin_nan("");
+    params.results[channels + c] = all[2] / all[0];  // NaN where there are no pixels
+  }
 }
 
 }  // namespace equiconv::EQUICONV_ISA

@@ -1,9 +1,9 @@
 #include "../field_norm.h"
 
-#include <cmath>
 #include <tuple>
 
 #include "../cpu/isa.h"
+#include "field_parts.h"
 #include "field_tensor.h"
 
 EQUICONV_DECLARE_CPU(field_norm, FieldNormParams)
@@ -13,12 +13,10 @@ EQUICONV_DECLARE_CPU(field_norm_moments, FieldNormParams)
 EQUICONV_DECLARE_CPU(field_norm_moments_finish, FieldNormParams)
 
 EQUICONV_DECLARE_CPU(field_norm_centred_sums, FieldNormParams)
-EQUICONV_DECLARE_CPU(field_norm_inner_bwd, FieldNormParams)
+EQUICONV_DECLARE_CPU(field_norm_through_bwd, FieldNormParams)
 
 namespace equiconv {
 namespace {
-
-using torch::headeronly::ScalarType;
 
 struct Call {
   FieldNormParams params{};
@@ -67,15 +65,37 @@ struct Call {
 
   // The kernel, then the sums of its parts: [channels] twice.
   template <class Kernel, class Finish>
-  std::tuple<Tensor, Tensor> sums(const Tensor& like, Kernel kernel, Finish finish) {
-    std::vector<double> sums(3 * params.work.parts * params.x.channels, 0.0);
-    params.sums = sums.data();
+  std::vector<double> sums(Kernel kernel, Finish finish) {
+    std::vector<double> sums(3 * params.work.parts * params.x.channels, 0.0), results(2 * params.x.channels);
+    params.sums = sums.data(), params.results = results.data();
     run(kernel);
-    Tensor first = torch::stable::new_empty(like, {params.x.channels}, computed);
-    Tensor second = torch::stable::new_empty(like, {params.x.channels}, computed);
-    params.results[0] = first.mutable_data_ptr(), params.results[1] = second.mutable_data_ptr();
     finish(params, 0, params.x.channels);
-    return {first, second};
+    return results;
+  }
+
+  // Those of a kernel that makes gradients.
+  template <class Kernel>
+  std::vector<double> sums(Kernel kernel) { return sums(kernel, field_norm_bwd_finish_cpu()); }
+
+  // Mean and variance of each channel
+  std::vector<double> moments() { return sums(field_norm_moments_cpu(), field_norm_moments_finish_cpu()); }
+
+  // [channels] twice, as tensors
+  std::tuple<Tensor, Tensor> tensors(const Tensor& like, const std::vector<double>& values) const {
+    return {tensor(like, values.data()), tensor(like, values.data() + params.x.channels)};
+  }
+
+  Tensor tensor(const Tensor& like, const double* values) const {
+    Tensor t = torch::stable::new_empty(like, {params.x.channels}, computed);
+    if (computed == ScalarType::Double) std::copy(values, values + params.x.channels, static_cast<double*>(t.mutable_data_ptr()));
+    else std::copy(values, values + params.x.channels, static_cast<float*>(t.mutable_data_ptr()));
+    return t;
+  }
+
+  void set_function(NormFunction function, bool through) {
+    STD_TORCH_CHECK(!through || !params.fields, "field_batch_norm: statistics through which gradients flow are of fields without a change of basis");
+    STD_TORCH_CHECK(through || function == NormFunction::identity, "field_batch_norm: a function needs statistics through which gradients flow");
+    params.function = function;
   }
 };
 
@@ -100,143 +120,158 @@ std::tuple<Tensor, Tensor, Tensor> field_norm_bwd_glue(const Tensor& grad, const
   call.params.grad = field_tensor_like("field_norm_bwd", grad, call.params.x, call.params.work.dtype);
   STD_TORCH_CHECK(grad.size(1) == x.size(1), "field_norm_bwd: grad must have the shape of x");
   call.params.scale = scale.const_data_ptr();
-  auto [grad_scale, grad_shift] = call.sums(x, field_norm_bwd_cpu(), field_norm_bwd_finish_cpu());
+  auto [grad_scale, grad_shift] = call.tensors(x, call.sums(field_norm_bwd_cpu()));
   return {grad_x, grad_scale, grad_shift};
 }
 
 std::tuple<Tensor, Tensor> field_norm_moments_glue(const Tensor& x, const Tensor& fields, const Tensor& bases) {
   Call call("field_norm_moments", x, fields, bases);
-  return call.sums(x, field_norm_moments_cpu(), field_norm_moments_finish_cpu());
+  return call.tensors(x, call.moments());
 }
 
-// ---- field_norm_inner: a few numbers of each field between the passes over its channels ----
-
-// What the channels of a field have in common. Numbers are those of the computation, T.
-template <class T>
-struct InnerFields {
-  const int64_t* of_channel;
-  int64_t channels, fields;
-  std::vector<double> count;  // of numbers in each field
-
-  InnerFields(const FieldTensor& x, const Tensor& of_channel, int64_t fields)
-      : of_channel(static_cast<const int64_t*>(of_channel.const_data_ptr())), channels(x.channels), fields(fields), count(fields, 0.0) {
-    STD_TORCH_CHECK(of_channel.scalar_type() == ScalarType::Long && of_channel.is_contiguous() && of_channel.numel() == channels,
-                    "field_norm_inner: field_of_channel must be int64, one number for each channel");
-    for (int64_t c = 0; c < channels; ++c) {
-      STD_TORCH_CHECK(this->of_channel[c] >= 0 && this->of_channel[c] < fields, "field_norm_inner: there is no such field");
-      count[this->of_channel[c]] += double(x.batch * x.pixels);
-    }
-  }
-
-  // The sum over the channels of each field
-  template <class Term>
-  std::vector<double> sum(Term term) const {
-    std::vector<double> sums(fields, 0.0);
-    for (int64_t c = 0; c < channels; ++c) sums[of_channel[c]] += term(c);
-    return sums;
-  }
-
-  template <class Value>
-  std::vector<T> spread(Value value) const {
-    std::vector<T> values(channels);
-    for (int64_t c = 0; c < channels; ++c) values[c] = T(value(of_channel[c]));
-    return values;
-  }
-};
+// ---- field_batch_norm: a few numbers of each part of a field between the passes over its channels ----
 
 template <class T>
 const T* numbers(const Tensor& t) { return static_cast<const T*>(t.const_data_ptr()); }
 
-template <class T>
-Tensor per_field(const Tensor& like, const std::vector<double>& values, ScalarType dtype) {
-  Tensor t = torch::stable::new_empty(like, {int64_t(values.size())}, dtype);
-  std::copy(values.begin(), values.end(), static_cast<T*>(t.mutable_data_ptr()));
-  return t;
-}
-
-template <class T>
-std::tuple<Tensor, Tensor, Tensor> inner(Call& call, const Tensor& x, const Tensor& weight, const Tensor& bias,
-                                         const Tensor& field_of_channel, double eps) {
-  const InnerFields<T> fields(call.params.x, field_of_channel, weight.numel());
-  auto [channel_mean, channel_var] = call.sums(x, field_norm_moments_cpu(), field_norm_moments_finish_cpu());
-  const double values = double(call.params.x.batch * call.params.x.pixels);
-  const T *means = numbers<T>(channel_mean), *vars = numbers<T>(channel_var);
-  std::vector<double> mean = fields.sum([&](int64_t c) { return means[c] * values; });
-  for (size_t f = 0; f < mean.size(); ++f) mean[f] /= fields.count[f];
-  std::vector<double> var = fields.sum([&](int64_t c) {
-    const double apart = means[c] - mean[fields.of_channel[c]];
-    return (vars[c] + apart * apart) * values;
-  });
-  for (size_t f = 0; f < var.size(); ++f) var[f] /= fields.count[f];
-  const auto scale_of = [&](int64_t f) { return numbers<T>(weight)[f] / std::sqrt(var[f] + eps); };
-  const std::vector<T> scale = fields.spread(scale_of);
-  const std::vector<T> shift = fields.spread([&](int64_t f) { return numbers<T>(bias)[f] - mean[f] * scale_of(f); });
-  Tensor y = empty_fields(x, x.size(1));
-  call.params.y = field_tensor_like("field_norm_inner", y, call.params.x, call.params.work.dtype);
-  call.params.scale = scale.data(), call.params.shift = shift.data();
-  call.run(field_norm_cpu());
-  return {y, per_field<T>(x, mean, call.computed), per_field<T>(x, var, call.computed)};
-}
-
-template <class T>
-std::tuple<Tensor, Tensor, Tensor> inner_bwd(Call& call, const Tensor& x, const Tensor& weight, const Tensor& mean,
-                                             const Tensor& var, const Tensor& field_of_channel, double eps,
-                                             const std::optional<Tensor>& bias) {
-  const InnerFields<T> fields(call.params.x, field_of_channel, weight.numel());
-  const auto rstd = [&](int64_t f) { return 1 / std::sqrt(double(numbers<T>(var)[f]) + eps); };
-  const auto scale_of = [&](int64_t f) { return numbers<T>(weight)[f] * rstd(f); };
-  const auto offset_of = [&](int64_t f) { return (bias ? double(numbers<T>(*bias)[f]) : 0.0) - numbers<T>(mean)[f] * scale_of(f); };
-  const std::vector<T> means = fields.spread([&](int64_t f) { return numbers<T>(mean)[f]; });
-  const std::vector<T> scale = fields.spread(scale_of), offset = fields.spread(offset_of);
-  call.params.mean = means.data(), call.params.scale = scale.data(), call.params.offset = offset.data();
-  auto [products, sums] = call.sums(x, field_norm_centred_sums_cpu(), field_norm_bwd_finish_cpu());
-  const T *product = numbers<T>(products), *sum = numbers<T>(sums);
-  std::vector<double> grad_weight = fields.sum([&](int64_t c) { return double(product[c]); });
-  for (int64_t f = 0; f < fields.fields; ++f) grad_weight[f] *= rstd(f);
-  const std::vector<double> grad_bias = fields.sum([&](int64_t c) { return double(sum[c]); });
-  const std::vector<T> slope = fields.spread([&](int64_t f) { return -scale_of(f) * rstd(f) * grad_weight[f] / fields.count[f]; });
-  const std::vector<T> shift = fields.spread([&](int64_t f) { return -scale_of(f) * grad_bias[f] / fields.count[f]; });
-  Tensor grad_x = empty_fields(x, x.size(1));
-  call.params.y = field_tensor_like("field_norm_inner_bwd", grad_x, call.params.x, call.params.work.dtype);
-  call.params.slope = slope.data(), call.params.shift = shift.data();
-  call.run(field_norm_inner_bwd_cpu());
-  return {grad_x, per_field<T>(x, grad_weight, call.computed), per_field<T>(x, grad_bias, call.computed)};
+Statistics statistics_of(int64_t statistics) {
+  STD_TORCH_CHECK(statistics >= 0 && statistics <= int64_t(Statistics::running), "field_norm_statistics: there are no such statistics");
+  return Statistics(statistics);
 }
 
 NormFunction function_of(int64_t function) {
-  STD_TORCH_CHECK(function >= 0 && function <= int64_t(NormFunction::elu), "field_norm_inner: there is no such function");
+  STD_TORCH_CHECK(function >= 0 && function <= int64_t(NormFunction::elu), "field_batch_norm: there is no such function");
   return NormFunction(function);
 }
 
-void check_per_field(const char* op, const Call& call, const Tensor& weight, const Tensor& other) {
-  for (const Tensor* t : {&weight, &other})
-    STD_TORCH_CHECK(t->dim() == 1 && t->is_contiguous() && t->scalar_type() == call.computed && t->numel() == weight.numel(),
-                    op, ": there must be one number for each field, in float32 (float64 with float64)");
+// A call with the table of fields only where one of them has a change of basis.
+Call call_on(const char* op, const Tensor& x, const Tensor& fields, const Tensor& bases) {
+  return bases.numel() == 0 ? Call(op, x) : Call(op, x, fields, bases);
 }
 
-std::tuple<Tensor, Tensor, Tensor> field_norm_inner_glue(const Tensor& x, const Tensor& weight, const Tensor& bias,
-                                                         const Tensor& field_of_channel, double eps, int64_t function) {
-  Call call("field_norm_inner", x);
-  call.params.function = function_of(function);
-  check_per_field("field_norm_inner", call, weight, bias);
-  return call.computed == ScalarType::Double ? inner<double>(call, x, weight, bias, field_of_channel, eps)
-                                             : inner<float>(call, x, weight, bias, field_of_channel, eps);
+// Counts a batch in each of them.
+std::vector<int64_t> count_batches(const std::vector<Tensor>& counters) {
+  std::vector<int64_t> batches;
+  for (const Tensor& t : counters) {
+    STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long && t.numel() == 1, "field_norm_statistics: counters must be int64, of one number");
+    batches.push_back(++*static_cast<int64_t*>(t.data_ptr()));
+  }
+  return batches;
 }
 
-std::tuple<Tensor, Tensor, Tensor> field_norm_inner_bwd_glue(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                                                             const Tensor& mean, const Tensor& var,
-                                                             const Tensor& field_of_channel, double eps,
-                                                             const std::optional<Tensor>& bias, int64_t function) {
-  Call call("field_norm_inner_bwd", x);
-  call.params.function = function_of(function);
-  if (bias) check_per_field("field_norm_inner_bwd", call, weight, *bias);
-  STD_TORCH_CHECK(bias || function == 0, "field_norm_inner_bwd: a function needs the bias");
-  check_per_field("field_norm_inner_bwd", call, weight, mean);
-  check_per_field("field_norm_inner_bwd", call, weight, var);
-  call.params.grad = field_tensor_like("field_norm_inner_bwd", grad, call.params.x, call.params.work.dtype);
-  STD_TORCH_CHECK(grad.size(1) == x.size(1), "field_norm_inner_bwd: grad must have the shape of x");
-  return call.computed == ScalarType::Double ? inner_bwd<double>(call, x, weight, mean, var, field_of_channel, eps, bias)
-                                             : inner_bwd<float>(call, x, weight, mean, var, field_of_channel, eps, bias);
+template <class T>
+Tensor statistics(Call& call, const Tensor& x, const std::optional<Tensor>& moments, const Tensor& parts_table, const Tensor& matrices,
+                  const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, const std::vector<Tensor>& running_means,
+                  const std::vector<Tensor>& running_vars, const std::vector<Tensor>& counters, const StatisticsOptions& options) {
+  const char* op = "field_norm_statistics";
+  const int64_t channels = call.params.x.channels;
+  const FieldParts parts(op, parts_table, matrices, channels, call.computed);
+  NumberList means(op, running_means), vars(op, running_vars);
+  const NumberList weight_list(op, weights), bias_list(op, biases);
+  parts.check_parameters(op, weight_list.size(), bias_list.size());
+  parts.check_running(op, means.size(), vars.size());
+  STD_TORCH_CHECK(options.statistics != Statistics::running || !vars.empty(), op, ": there are no running statistics");
+  STD_TORCH_CHECK(options.momentum || !options.batch || vars.empty() || !counters.empty(), op, ": an average needs a counter");
+  const std::vector<int64_t> batches = options.batch ? count_batches(counters) : std::vector<int64_t>();
+  std::vector<double> moments_of_x;
+  const double *mean = nullptr, *var = nullptr;
+  double values = double(call.params.x.batch * call.params.x.pixels);
+  if (options.batch && moments) {
+    STD_TORCH_CHECK(moments->scalar_type() == ScalarType::Double && moments->is_contiguous() && moments->numel() == 2 * channels + 1,
+                    op, ": moments must be float64, two numbers for each channel and one");
+    mean = numbers<double>(*moments), var = mean + channels, values = var[channels];
+  } else if (options.batch) {
+    moments_of_x = call.moments();
+    mean = moments_of_x.data(), var = mean + channels;
+  }
+  Tensor result = torch::stable::new_empty(x, {4, channels}, call.computed);
+  PartStatistics<T>(parts, options, means, vars, batches)
+      .compute(mean, var, values, weight_list, bias_list, static_cast<T*>(result.mutable_data_ptr()), channels);
+  if (options.batch && !vars.empty()) means.store(), vars.store();
+  return result;
+}
+
+Tensor field_norm_statistics_glue(const Tensor& x, const std::optional<Tensor>& moments, const Tensor& fields, const Tensor& bases,
+                                  const Tensor& parts, const Tensor& matrices, const std::vector<Tensor>& weights,
+                                  const std::vector<Tensor>& biases, const std::vector<Tensor>& running_means,
+                                  const std::vector<Tensor>& running_vars, const std::vector<Tensor>& counters, double eps,
+                                  const std::optional<double>& momentum, bool batch, int64_t by) {
+  Call call = call_on("field_norm_statistics", x, fields, bases);
+  const StatisticsOptions options{eps, momentum, batch, statistics_of(by)};
+  const auto compute = call.computed == ScalarType::Double ? statistics<double> : statistics<float>;
+  return compute(call, x, moments, parts, matrices, weights, biases, running_means, running_vars, counters, options);
+}
+
+// The rows of `numbers`, as equiconv/reference/field_batch_norm.py names them.
+template <class T>
+struct Numbers {
+  const T *scale, *shift, *mean, *deviation;
+
+  Numbers(const char* op, const Tensor& numbers, const Call& call) {
+    const int64_t channels = call.params.x.channels;
+    STD_TORCH_CHECK(numbers.is_contiguous() && numbers.scalar_type() == call.computed && numbers.numel() == 4 * channels,
+                    op, ": numbers must have four for each channel, in float32 (float64 with float64)");
+    scale = static_cast<const T*>(numbers.const_data_ptr());
+    shift = scale + channels, mean = shift + channels, deviation = mean + channels;
+  }
+};
+
+template <class T>
+void normalise(const Tensor& numbers, Tensor& y, Call& call) {
+  const Numbers<T> of("field_batch_norm", numbers, call);
+  call.params.y = field_tensor_like("field_batch_norm", y, call.params.x, call.params.work.dtype);
+  call.params.scale = of.scale, call.params.shift = of.shift;
+  call.run(field_norm_cpu());
+}
+
+Tensor field_batch_norm_glue(const Tensor& x, const Tensor& numbers, const Tensor& fields, const Tensor& bases, const Tensor&,
+                             const Tensor&, const std::vector<Tensor>&, const std::vector<Tensor>&, double, bool through,
+                             int64_t function) {
+  Call call = call_on("field_batch_norm", x, fields, bases);
+  call.set_function(function_of(function), through);
+  Tensor y = empty_fields(x, x.size(1));
+  call.computed == ScalarType::Double ? normalise<double>(numbers, y, call) : normalise<float>(numbers, y, call);
+  return y;
+}
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor> batch_norm_bwd(Call& call, const Tensor& x, const Tensor& numbers, const Tensor& parts_table,
+                                                  const Tensor& matrices, int64_t weights, int64_t biases, bool through) {
+  const char* op = "field_batch_norm_bwd";
+  const int64_t channels = call.params.x.channels;
+  const FieldParts parts(op, parts_table, matrices, channels, call.computed);
+  parts.check_parameters(op, weights, biases);
+  const Numbers<T> of(op, numbers, call);
+  Tensor grad_x = empty_fields(x, x.size(1));
+  const FieldTensor out = field_tensor_like(op, grad_x, call.params.x, call.params.work.dtype);
+  call.params.y = out;
+  call.params.scale = of.scale, call.params.mean = of.mean, call.params.offset = of.shift;
+  const std::vector<double> sums = call.sums(through ? field_norm_centred_sums_cpu() : field_norm_bwd_cpu());
+  const double *products = sums.data(), *totals = products + channels;
+  Tensor grad_weights = torch::stable::new_empty(x, {weights}, call.computed);
+  Tensor grad_biases = torch::stable::new_empty(x, {biases}, call.computed);
+  gradients_of_parts<T>(parts, products, totals, of.deviation, weights ? static_cast<T*>(grad_weights.mutable_data_ptr()) : nullptr,
+                        biases ? static_cast<T*>(grad_biases.mutable_data_ptr()) : nullptr);
+  if (through) {
+    std::vector<T> slope(channels), shift(channels);
+    through_parts<T>(parts, products, totals, double(call.params.x.batch * call.params.x.pixels), of.scale, of.deviation, slope.data(), shift.data());
+    call.params.slope = slope.data(), call.params.shift = shift.data();
+    call.run(field_norm_through_bwd_cpu());
+  }
+  return {grad_x, grad_weights, grad_biases};
+}
+
+std::tuple<Tensor, Tensor, Tensor> field_batch_norm_bwd_glue(const Tensor& grad, const Tensor& x, const Tensor& numbers,
+                                                             const Tensor& fields, const Tensor& bases, const Tensor& parts,
+                                                             const Tensor& matrices, const std::vector<Tensor>& weights,
+                                                             const std::vector<Tensor>& biases, double, bool through, int64_t function) {
+  const char* op = "field_batch_norm_bwd";
+  Call call = call_on(op, x, fields, bases);
+  call.set_function(function_of(function), through);
+  call.params.grad = field_tensor_like(op, grad, call.params.x, call.params.work.dtype);
+  STD_TORCH_CHECK(grad.size(1) == x.size(1), op, ": grad must have the shape of x");
+  const auto compute = call.computed == ScalarType::Double ? batch_norm_bwd<double> : batch_norm_bwd<float>;
+  return compute(call, x, numbers, parts, matrices, count_numbers(weights), count_numbers(biases), through);
 }
 
 }  // namespace
@@ -246,6 +281,7 @@ STABLE_TORCH_LIBRARY_IMPL(equiconv, CPU, m) {
   m.impl("field_norm", EQUICONV_BOX(equiconv::field_norm_glue));
   m.impl("field_norm_bwd", EQUICONV_BOX(equiconv::field_norm_bwd_glue));
   m.impl("field_norm_moments", EQUICONV_BOX(equiconv::field_norm_moments_glue));
-  m.impl("field_norm_inner", EQUICONV_BOX(equiconv::field_norm_inner_glue));
-  m.impl("field_norm_inner_bwd", EQUICONV_BOX(equiconv::field_norm_inner_bwd_glue));
+  m.impl("field_norm_statistics", EQUICONV_BOX(equiconv::field_norm_statistics_glue));
+  m.impl("field_batch_norm", EQUICONV_BOX(equiconv::field_batch_norm_glue));
+  m.impl("field_batch_norm_bwd", EQUICONV_BOX(equiconv::field_batch_norm_bwd_glue));
 }

@@ -132,6 +132,26 @@ class Gated(Norms):
         return (nn.InducedGatedNonLinearity1 if self.induced else nn.GatedNonLinearity1)(fields)
 
 
+class Functions(Pointwise):
+    """Functions of the group up to a frequency, by their Fourier coefficients: batch norm by function, ELU of samples.
+
+    gspace, frequency  whose irreps they are of
+    """
+
+    def __init__(self, gspace, frequency):
+        self.irreps, self.samples = gspace.fibergroup.bl_irreps(frequency), 4 * frequency + 4
+        super().__init__([gspace.fibergroup.spectral_regular_representation(*self.irreps)])
+
+    def normalise(self, nn, fields):
+        return nn.IIDBatchNorm2d(fields)
+
+    def activate(self, nn, fields):
+        return nn.FourierELU(fields.gspace, len(fields), self.irreps, N=self.samples, type="regular")
+
+    def pool(self, nn, fields):
+        return nn.NormMaxPool(fields, 2)
+
+
 class Symmetry:
     """A group of the plane, and its representations.
 
@@ -201,13 +221,17 @@ def _whole_norms(symmetry, last):
     return [WholeNorms([_together([symmetry.trivial, *symmetry.irreps()])])]
 
 
+def _functions(symmetry, last):
+    return _scalars(symmetry, last) if last else [Functions(symmetry.plane, symmetry.frequency)]
+
+
 def _together(reprs):
     from escnn import group
 
     return group.directsum(reprs, name=f"irreps_{'_'.join(r.name for r in reprs)}")
 
 
-#: {name: parts(Symmetry, whether of the last layer)}, by the names of the published comparison
+#: {name: parts(Symmetry, whether of the last layer)}, by the names of the published comparison, which has no "fourier"
 FIELDS = {
     "regular": _regular,
     "quotient": _quotients,
@@ -229,9 +253,11 @@ FIELDS = {
     "inducedhnet_conv": partial(_irreps, induced=True),
     "inducedgated_conv": partial(_irreps, gated=True, induced=True),
     "inducedgated_norm": partial(_irreps, end="norm", gated=True, induced=True),
+    "fourier": _functions,
 }
 FINITE = ("regular", "quotient", "scalarfield", "vectorfield", "regvector")
 COMPLEX_LINEAR = ("realhnet", "realhnet2")
+CONTINUOUS_ONLY = (*COMPLEX_LINEAR, "fourier")
 
 
 @register(citation="Weiler, Cesa: General E(2)-Equivariant Steerable CNNs, NeurIPS 2019; "
@@ -257,6 +283,8 @@ def exp_e2sfcnn(nn, *, fields="regular", group="C16", frequency=3, restricted=No
                       sharednorm*          all irreps in one field with one norm; sharednorm2: the scalar too
                       gated_*              irreps with a gate for each, *_shared: for all in one field
                       induced*             the same, induced from the rotations of a group with reflections
+                      fourier              functions of all rotations, with ELU of their samples; in the last layer,
+                                           only scalars
                       *_conv, *_norm       in the last layer, only scalars, or the norms of irreps
     group             C16 (rotations by multiples of 360/16 degrees), D16 (reflections too), SO2, O2, ...
     frequency         highest of the irreps, where rotations are by all angles
@@ -416,7 +444,7 @@ def _check_group(fields, symmetry):
     rotations, reflections = symmetry.rotations, symmetry.reflections
     needs = {
         "finitely many rotations": fields not in FINITE or rotations != -1,
-        "all rotations (SO2 or O2)": fields not in COMPLEX_LINEAR or rotations == -1,
+        "all rotations (SO2 or O2)": fields not in CONTINUOUS_ONLY or rotations == -1,
         "no reflections": fields not in ("vectorfield", "regvector") or not reflections,
         "reflections": not fields.startswith("induced") or reflections,
         "more than one rotation": not fields.startswith(("induced", "vectorfield", "regvector")) or rotations != 1,

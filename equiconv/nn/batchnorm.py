@@ -6,11 +6,12 @@ from escnn.nn.modules.batchnormalization.inner import BatchNorm4d
 from torch import nn
 
 from ..formats import compute_dtype
-from ..ops import field_norm, field_norm_inner, field_norm_moments
+from ..ops import field_batch_norm, field_norm, field_norm_moments, field_norm_statistics
 from ..ops.on_fields import has_kernel
-from ..reference.field_norm import FUNCTIONS
+from ..reference.field_batch_norm import FUNCTIONS
 from .checks import check_type
 from .fields import ByField, in_sorted_order, scale, shift, sizes_of
+from .norm_parts import FieldPart, parts_table
 from .synchronised import SynchronisedMoments, gather_moments, is_synchronised
 from .tensors import OnTensors, adopting_init, like, traced, wants_plain
 
@@ -19,91 +20,155 @@ PLAIN = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNor
 
 
 class _BatchNorm(OnTensors, ByField):
-    """What the batch normalisations share: their two passes over the fields, their momentum, and their export.
+    """What the batch normalisations share: their tables, their two passes over the fields, and their export.
 
+    statistics     by what they normalise while training: one of ops.field_batch_norm.STATISTICS
     synchronised   whether statistics are those of all processes of `process_group` (see convert_sync_batchnorm)
     process_group  of torch.distributed; None: the default one
     """
 
+    statistics, track_running_stats = "estimate", True
     synchronised, process_group = False, None
 
     def _basis(self, group):
         """(Q, Q^-1) of a group's fields, where their statistics are those of the components of Q^-1 x; or None."""
         return None
 
+    def _matrices_of(self, group):
+        """The matrices (projection of the mean, from biases to channels) of a group's fields; or None."""
+        return None
+
+    def _parts_of(self, group, starts):
+        """The FieldParts of each field of a group; starts: where its matrices begin among all, or None."""
+        raise NotImplementedError
+
+    def _affine_of(self, group):
+        """(weights, biases) of the components Q^-1 x of a group's fields, [fields, 1 or size] each; or None."""
+        raise NotImplementedError
+
+    def _numbers_of(self, name):
+        """For each group the tensor of that name: "weight", "bias", "running_mean" or "running_var"; or None."""
+        return [self._named(name, group) for group in self._groups]
+
+    def _lists(self, *names):
+        """The tensors of these names, for the ops."""
+        return [[t for t in self._numbers_of(name) if t is not None] for name in names]
+
+    def _counters(self):
+        """Of batches, that are to be counted up."""
+        return [self.num_batches_tracked] if self.training else []
+
+    def _momentum(self):
+        """How far running statistics move; None: they are averages of all batches."""
+        return self.momentum
+
     def _tabulate(self):
-        """The table of the fields, for ops.field_norm."""
-        starts, size = {}, 0
+        """The tables of ops.field_norm and ops.field_batch_norm."""
+        labels, starts, size = self._labels(), {}, 0
         for group in self._groups:
             if self._basis(group) is not None:
                 starts[group.label], size = size, size + 2 * group.size ** 2
         fields = [(channel, r.size, starts.get(label, -1)) for channel, r, label in zip(
-            self.in_type.fields_start.tolist(), self.in_type.representations, self._labels())]
+            self.in_type.fields_start.tolist(), self.in_type.representations, labels)]
+        parts, size = {}, 0
+        for group in self._groups:
+            begin = []
+            for matrix in self._matrices_of(group) or ():
+                begin.append(size)
+                size += matrix.numel()
+            parts[group.label] = self._parts_of(group, begin or None)
+        has = ([t is not None for t in self._numbers_of(name)] for name in ("running_mean", "bias"))
+        table = parts_table(labels, self._groups, parts, *has)
         device = next((t.device for t in (*self.parameters(), *self.buffers())), None)
-        self.register_buffer("_fields", torch.tensor(fields, device=device), persistent=False)
+        for name, values in (("_fields", torch.tensor(fields)), ("_parts", table), *self._flat_matrices()):
+            self.register_buffer(name, values.to(device), persistent=False)
+        matrices = [m for group in self._groups for of in (self._basis, self._matrices_of) for m in of(group) or ()]
+        self._matrix_names = [name for name, b in self._buffers.items() if any(b is m for m in matrices)]
+        self._versions = self._matrix_versions()
 
-    def _bases(self, x, in_irreps=False):
-        """(fields, bases) of all groups, for ops.field_norm, in the dtype that x is computed in."""
-        bases = [matrix.flatten() for group in self._groups for matrix in self._basis(group) or ()]
-        fields = self._fields
-        if bases and in_irreps:
-            fields, bases = torch.cat([fields[:, :2], torch.full_like(fields[:, :1], -1)], 1), ()
-        return fields, (torch.cat(bases) if bases else fields.new_empty(0)).to(compute_dtype(x.dtype))
+    def _flat_matrices(self):
+        """("_bases", changes of basis) and ("_matrices", the others), of all groups, one after the other."""
+        dtype = next((t.dtype for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()), None)
+        for name, of in (("_bases", self._basis), ("_matrices", self._matrices_of)):
+            found = [matrix.flatten() for group in self._groups for matrix in of(group) or ()]
+            yield name, torch.cat(found) if found else torch.empty(0, dtype=dtype)
+
+    def _matrix_versions(self):
+        """Change when the matrices are written to (an inference tensor does not count)."""
+        buffers = [self._buffers[name] for name in self._matrix_names]
+        return [None if b.is_inference() else b._version for b in buffers]
+
+    def _refresh_matrices(self):
+        for name, values in self._flat_matrices():
+            if values.numel() and not (values.is_meta or self._buffers[name].is_meta):
+                self._buffers[name].copy_(values)
+
+    def _load_from_state_dict(self, *args):
+        super()._load_from_state_dict(*args)
+        self._refresh_matrices()  # a checkpoint has them, too
+
+    def _tables(self, x):
+        """The tables of ops.field_batch_norm, for x."""
+        if self._matrix_names and not is_in_graph() and (versions := self._matrix_versions()) != self._versions:
+            self._refresh_matrices()
+            self._versions = versions
+        dtype, bases, matrices = compute_dtype(x.dtype), self._bases, self._matrices
+        if bases.dtype != dtype:
+            bases, matrices = bases.to(dtype), matrices.to(dtype)
+        return self._fields, bases, self._parts, matrices
 
     def _compute(self, x):
-        return self._normalise(x, *self._factors_and_offsets(lambda: self._moments(x)))
+        if wants_plain(x) or not self._reads_batch() and (is_in_graph() or not has_kernel(x.device.type)):
+            return self._normalise(x, *self._evaluation())
+        return self._normalise_by(x, *self._lists("weight", "bias"))
 
-    def _factors_and_offsets(self, moments):
-        """For each group what _normalise takes; moments: a function that returns what _moments does."""
-        raise NotImplementedError
+    def _reads_batch(self):
+        """Whether the statistics are those of the input."""
+        return self.training or not self.track_running_stats
 
-    @torch.no_grad()
-    def _moments(self, x, in_irreps=False):
-        """For each group the mean and the variance of the components of its fields, [fields, size] each.
+    def _normalise_by(self, x, weights, biases, **options):
+        """The two passes over the fields; options of ops.field_batch_norm."""
+        tables = self._tables(x)
+        numbers = self._statistics(x, tables, weights, biases)
+        return field_batch_norm(x, numbers, tables, weights, biases, self.eps, **options)
 
-        in_irreps  whether x is Q^-1 x already: see nn/irrep_domain.py
+    def _statistics(self, x, tables, weights, biases, moments=None):
+        """By what the channels are normalised; moves the running statistics. moments: of ops.field_norm_statistics."""
+        batch = self._reads_batch()
+        running = self._lists("running_mean", "running_var") if self.track_running_stats else ([], [])
+        if batch and moments is None and is_synchronised(self):
+            moments = self._moments_of_all(x, tables)
+        return field_norm_statistics(x, tables, weights, biases, *running, self._counters(), self.eps,
+                                     self._momentum(), self.statistics if batch else "running", batch=batch,
+                                     moments=moments)
 
-        Returns (means, variances, the number of values of each component: an int, or a tensor of one number).
-        """
-        count = x.numel() // x.shape[1]
-        if has_kernel(x.device.type):
-            mean, var = field_norm_moments(x, *self._bases(x, in_irreps))
-            means, variances = ([part[0] for part in self._split(v[None])] for v in (mean, var))
-        else:
-            x = x.detach().to(compute_dtype(x.dtype))
-            parts = self._change_basis(self._split(x), 1, in_irreps)
-            both = [torch.var_mean(part, [0, *range(3, part.dim())], correction=0) for part in parts]
-            variances, means = zip(*both)
-        if not is_synchronised(self):
-            return means, variances, count
-        flat = (torch.cat([v.flatten() for v in values]) for values in (means, variances))
-        *both, count = gather_moments(*flat, count, self.process_group)
-        sizes = [mean.numel() for mean in means]
-        return *([v.view_as(mean) for v, mean in zip(values.split(sizes), means)] for values in both), count
+    def _moments_of_all(self, x, tables):
+        """Mean and variance of each channel, and the number of values, of all processes."""
+        moments = field_norm_moments(x, *tables[:2])
+        return torch.cat([t.double().view(-1) for t in gather_moments(
+            *moments, x.numel() // x.shape[1], self.process_group)])
 
-    def _normalise(self, x, factors, offsets=None, in_irreps=False):
-        """Q (factor * (Q^-1 x) + offset); factors and offsets: for each group [fields, 1 or size].
-
-        in_irreps  whether Q^-1 is applied to x already, and is to be to the result
-        """
+    def _normalise(self, x, factors, offsets=None):
+        """Q (factor * (Q^-1 x) + offset); factors and offsets: for each group [fields, 1 or size]."""
         if has_kernel(x.device.type) and not wants_plain(x):
             factor = self._per_channel(factors).to(compute_dtype(x.dtype))
             offset = torch.zeros_like(factor) if offsets is None else self._per_channel(offsets).to(factor.dtype)
-            return field_norm(x, factor, offset, *self._bases(x, in_irreps))
-        parts = scale(self._change_basis(self._split(x), 1, in_irreps), factors)
+            return field_norm(x, factor, offset, *self._tables(x)[:2])
+        parts = [self._to_irreps(part, group) for part, group in zip(self._split(x), self._groups)]
+        parts = scale(parts, factors)
         parts = parts if offsets is None else shift(parts, offsets)
-        parts = self._change_basis(parts, 0, in_irreps)
+        parts = [self._from_irreps(part, group) for part, group in zip(parts, self._groups)]
         return self._join([part.flatten(1, 2) for part in parts]).to(x.dtype)
 
-    def _change_basis(self, parts, which, in_irreps):
-        """Each group's Q (0) or Q^-1 (1) times its fields."""
-        bases = [None if in_irreps else self._basis(group) for group in self._groups]
-        return [part if basis is None else torch.einsum("ds,bcs...->bcd...", basis[which], part)
-                for part, basis in zip(parts, bases)]
+    def _to_irreps(self, part, group):
+        return part if (basis := self._basis(group)) is None else torch.einsum("ds,bcs...->bcd...", basis[1], part)
+
+    def _from_irreps(self, part, group):
+        return part if (basis := self._basis(group)) is None else torch.einsum("ds,bcs...->bcd...", basis[0], part)
 
     def why_not_affine(self):
         """Why it is no affine map of each channel of Q^-1 x in eval mode, or None."""
-        if getattr(self, "track_running_stats", True):
+        if self.track_running_stats:
             return None
         return "without running statistics it normalises by those of each batch, also in evaluation"
 
@@ -115,16 +180,12 @@ class _BatchNorm(OnTensors, ByField):
         """[in_type.size]: what the components Q^-1 x are multiplied by in eval mode."""
         return self._per_channel(self._evaluation()[0])
 
-    def _momentum(self):
-        """The weight of this batch in the running statistics; a cumulative average where momentum is None."""
-        return 1 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
-
     def _export_affine(self, mean, var, weight, bias):
         """torch's BatchNorm1d, 2d or 3d in eval mode; each argument [in_type.size], weight and bias None if not affine.
 
         Raises ValueError where there are no running statistics: those of one batch are not symmetric per channel.
         """
-        if not getattr(self, "track_running_stats", True):
+        if not self.track_running_stats:
             raise ValueError(f"{type(self).__name__}.export: track_running_stats must be True, got False: the "
                              "statistics of one batch are not symmetric, so no conventional batch norm is equivariant")
         self.eval()
@@ -142,25 +203,43 @@ class _BatchNorm(OnTensors, ByField):
 class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
     """escnn.nn.InnerBatchNorm, with the same arguments, parameters and state."""
     __init__ = adopting_init(escnn.nn.InnerBatchNorm, supports="pointwise")
+    statistics = "values"
 
     def _adopt(self):
         sizes = sizes_of(self.in_type)
         self._group_fields(sizes, sizes)
+        self._names = [f"batch_norm_[{group.size}]" for group in self._groups]
         self._tabulate()
-        places = iter(range(len(sizes)))
-        by_group = [torch.tensor([[next(places)] for _ in range(group.fields)]) for group in self._groups]
-        self.register_buffer("_field_of_channel", self._per_channel(by_group).to(self._fields.device), persistent=False)
 
     def _labels(self):
         return sizes_of(self.in_type)
 
+    def _parts_of(self, group, starts):
+        return [FieldPart(group.size, "average", means=1, biases=1, samples=group.size)]
+
     def _children(self):
-        return [getattr(self, f"batch_norm_[{group.size}]") for group in self._groups]
+        return [self._modules[name] for name in self._names]
+
+    def _numbers_of(self, name):
+        return [getattr(child, name) for child in self._children()]
+
+    def _lists(self, *names):
+        children = self._children()
+        return [[getattr(child, name) for child in children] if self._has(name) else [] for name in names]
+
+    def _has(self, name):
+        return self.affine if name in ("weight", "bias") else self.track_running_stats
+
+    def _counters(self):
+        return [child.num_batches_tracked for child in self._children()] if self.track_running_stats else []
+
+    def _momentum(self):
+        return self._children()[0].momentum
 
     def forward(self, input, function="identity"):
         """input: GeometricTensor [B, in_type.size, *spatial] -> GeometricTensor [B, out_type.size, *spatial].
 
-        function  applied to the result, in the same pass where there is a kernel: see ops.field_norm_inner
+        function  applied to the result, in the same pass where there is a kernel: see ops.field_batch_norm
         """
         check_type(self, input)
         return GeometricTensor(like(self._compute(input.tensor, function), input.tensor), self.out_type, input.coords)
@@ -169,17 +248,16 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
         children = self._children()
         if self._exchanges(children):
             moments = SynchronisedMoments.apply(x, self._fields, self.process_group)
-            return FUNCTIONS[function](self._normalise_by_channels(x, children, *moments))
+            return FUNCTIONS[function](self._normalise(x, *self._affine_through(x, *moments)))
         if wants_plain(x) or not has_kernel(x.device.type) or not self._is_ordinary(children):
             return FUNCTIONS[function](self._join([self._normalise_part(child, part).flatten(1, 2)
                                                    for child, part in zip(children, self._split(x))]))
-        if not children[0].training and self.track_running_stats:
-            return FUNCTIONS[function](self._normalise(x, *self._evaluation()))
-        weight, bias = self._affine(x, children)
-        y, mean, var = field_norm_inner(x, weight, bias, self._field_of_channel, self.eps, function)
-        if self.track_running_stats:
-            self._update(x.numel() // x.shape[1], children, mean, var)
-        return y
+        if self._reads_batch():
+            return self._normalise_by(x, *self._lists("weight", "bias"), through=True, function=function)
+        return FUNCTIONS[function](super()._compute(x))
+
+    def _reads_batch(self):
+        return not self.track_running_stats or self._children()[0].training
 
     def _exchanges(self, children):
         """Whether the statistics of this call are those of all processes."""
@@ -190,23 +268,27 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
                                "made, all in one mode")
         return True
 
-    def _normalise_by_channels(self, x, children, mean, var, count, one=None):
-        """field_norm_inner by the mean, the variance and the number of values of each channel.
+    def _affine_through(self, x, mean, var, count):
+        """For each group (factors, offsets), [fields, 1], through which gradients flow; moves the running statistics.
 
-        one  [in_type.size]: the fields that are 1 everywhere, in the basis of x, if that is another one (orthogonal)
+        mean, var, count  of the values of each channel, [C], and how many they are: a tensor of one number
         """
-        one = torch.ones_like(mean) if one is None else one
-        weight, bias = self._affine(x, children)
-        places = self._field_of_channel
-        sizes = torch.zeros_like(weight).index_add(0, places, torch.ones_like(mean))
-        field_mean = torch.zeros_like(weight).index_add(0, places, mean * one) / sizes
-        square = var + (mean - field_mean.index_select(0, places) * one).square()
-        field_var = torch.zeros_like(weight).index_add(0, places, square) / sizes
-        factor = weight * torch.rsqrt(field_var + self.eps)
-        offset = bias - field_mean * factor
-        if self.track_running_stats:
-            self._update(count, children, field_mean.detach(), field_var.detach())
-        return field_norm(x, factor.index_select(0, places), offset.index_select(0, places) * one, *self._bases(x))
+        factors, offsets = [], []
+        for group, m, v in zip(self._groups, *([part[0] for part in self._split(t[None])] for t in (mean, var))):
+            weight, bias = self._affine_of(group)
+            field_mean = m.mean(1, keepdim=True)
+            field_var = (v + (m - field_mean).square()).mean(1, keepdim=True)
+            factor = torch.rsqrt(field_var + self.eps)
+            factors.append(factor if weight is None else factor * weight)
+            offset = -field_mean * factors[-1]
+            offsets.append(offset if bias is None else offset + bias)
+        moments = torch.cat([t.detach().double().view(-1) for t in (mean, var, count)])
+        self._statistics(x, self._tables(x), *self._lists("weight", "bias"), moments)
+        return factors, offsets
+
+    def _affine_of(self, group):
+        child = self._modules[f"batch_norm_[{group.size}]"]
+        return (child.weight[:, None], child.bias[:, None]) if self.affine else (None, None)
 
     def _evaluation(self):
         children = self._children()
@@ -219,26 +301,10 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
         return [v[:, None] for v in factors], [v[:, None] for v in offsets]
 
     def _is_ordinary(self, children):
-        """Whether the children are those that escnn made, all in one mode: neither synchronised nor frozen in part."""
-        return all(isinstance(child, ORDINARY) and child.training == children[0].training for child in children)
-
-    def _affine(self, x, children):
-        """weight and bias of all fields, in the order of the children."""
-        dtype, fields = compute_dtype(x.dtype), len(self.in_type)
-        if not self.affine:
-            return x.new_ones(fields, dtype=dtype), x.new_zeros(fields, dtype=dtype)
-        if len(children) == 1:
-            return children[0].weight.to(dtype), children[0].bias.to(dtype)
-        return [torch.cat([getattr(child, name) for child in children]).to(dtype) for name in ("weight", "bias")]
-
-    @torch.no_grad()
-    def _update(self, count, children, mean, var):
-        sizes = [group.fields for group in self._groups]
-        for child, group, m, v in zip(children, self._groups, mean.split(sizes), var.split(sizes)):
-            child.num_batches_tracked.add_(1)
-            momentum = 1 / child.num_batches_tracked.double() if child.momentum is None else child.momentum
-            move(child.running_mean, m, momentum)
-            move(child.running_var, v * unbiasing(count * group.size), momentum)
+        """Whether the children are those that escnn made, all alike: none synchronised, changed or frozen."""
+        first = children[0]
+        return all(isinstance(child, ORDINARY) and child.training == first.training and child.eps == self.eps
+                   and child.momentum == first.momentum for child in children)
 
     def _normalise_part(self, child, part):
         missing = max(2, self.in_type.gspace.dimensionality + 1) - (part.dim() - 2)
@@ -276,49 +342,31 @@ class _IIDBatchNorm(_BatchNorm):
         """A parameter or buffer of the group, or None."""
         return getattr(self, f"{self._escape_name(group.label)}_{suffix}", None)
 
-    def _factors_and_offsets(self, moments):
-        if self.training:
-            self.num_batches_tracked.add_(1)
-        if self.training or not self.track_running_stats:
-            means, variances = self._statistics(*moments())
-            if self.track_running_stats:
-                self._update(means, variances)
-            return self._affine(means, variances)
-        return self._evaluation()
+    def _matrices_of(self, group):
+        average = self._named("avg", group)
+        return None if average is None else (average, self._named("change_of_basis", group))
+
+    def _parts_of(self, group, starts):
+        if starts is None:
+            return [FieldPart(group.size, "own")]
+        biases = self._named("change_of_basis", group).shape[1]
+        return [FieldPart(group.size, "projected", group.size, biases, 1, *starts)]
+
+    def _affine_of(self, group):
+        weight, bias = (self._named(name, group) for name in ("weight", "bias"))
+        return weight, None if bias is None else _apply(self._named("change_of_basis", group), bias)
 
     def _evaluation(self):
-        return self._affine(*([self._named(f"running_{name}", g) for g in self._groups] for name in ("mean", "var")))
-
-    def _affine(self, means, variances):
-        """Factor and offset [fields, 1 or size] of each group."""
         factors, offsets = [], []
-        for group, mean, var in zip(self._groups, means, variances):
-            factor = torch.rsqrt(var + self.eps)
-            if self.affine:
-                factor = factor * self._named("weight", group)
+        for group in self._groups:
+            weight, bias = self._affine_of(group)
+            mean, factor = self._named("running_mean", group), torch.rsqrt(self._named("running_var", group) + self.eps)
+            if weight is not None:
+                factor = factor * weight
             offset = torch.zeros_like(factor) if mean is None else -mean * factor
-            bias = self._named("bias", group)
-            if bias is not None:
-                offset = offset + _apply(self._named("change_of_basis", group), bias)
             factors.append(factor)
-            offsets.append(offset)
+            offsets.append(offset if bias is None else offset + bias)
         return factors, offsets
-
-    @torch.no_grad()
-    def _statistics(self, means, variances, count):
-        """For each group (mean [fields, size] or None), and variance [fields, 1]."""
-        averages = [self._named("avg", group) for group in self._groups]
-        means = [None if average is None else _apply(average, mean.to(average.dtype))
-                 for average, mean in zip(averages, means)]
-        return means, [var.mean(1, keepdim=True) * unbiasing(count) for var in variances]
-
-    @torch.no_grad()
-    def _update(self, means, variances):
-        momentum = self._momentum()
-        for group, mean, var in zip(self._groups, means, variances):
-            move(self._named("running_var", group), var, momentum)
-            if mean is not None:
-                move(self._named("running_mean", group), mean, momentum)
 
     def export(self):
         """torch's BatchNorm1d, 2d or 3d with the same running statistics; sets this module to eval mode."""
@@ -365,76 +413,62 @@ class GNormBatchNorm(_BatchNorm, escnn.nn.GNormBatchNorm):
         self._tabulate()
         for group in self._groups:
             trivials = self._trivial_idxs[group.label].to(self.num_batches_tracked.device)
-            self.register_buffer(f"_{self._escape_name(group.label)}_trivials", trivials, persistent=False)
+            self.register_buffer(f"_trivials_{self._escape_name(group.label)}", trivials, persistent=False)
 
     def _labels(self):
         return [r.name for r in self.in_type.representations]
 
     def _basis(self, group):
-        basis = self._named("{}_change_of_basis", group)
-        return None if basis is None else (basis, self._named("{}_change_of_basis_inv", group))
+        basis = self._named("change_of_basis", group)
+        return None if basis is None else (basis, self._named("change_of_basis_inv", group))
 
-    def _named(self, name, group):
+    def _named(self, suffix, group):
         """A parameter or buffer of the group, or None."""
-        return getattr(self, name.format(self._escape_name(group.label)), None)
+        return getattr(self, f"{self._escape_name(group.label)}_{suffix}", None)
 
-    def _factors_and_offsets(self, moments):
-        if self.training:
-            self.num_batches_tracked.add_(1)
-            return self._affines(self._statistics(*moments()))
-        return self._evaluation()
+    def _parts_of(self, group, starts):
+        trivials = set(self._trivial_idxs[group.label].tolist())
+        parts, channel = [], 0
+        for size in self._named_of("vars_propagator", group).sum(0).long().tolist():
+            parts.append(FieldPart(size, "average", 1, 1) if channel in trivials else FieldPart(size, "zero"))
+            channel += size
+        return parts
+
+    def _named_of(self, prefix, group):
+        return getattr(self, f"{prefix}_{self._escape_name(group.label)}")
+
+    def _affine_of(self, group):
+        weight, bias = (self._named(name, group) for name in ("weight", "bias"))
+        return (None if weight is None else self._of_irreps(weight, group),
+                None if bias is None else self._of_trivial_irreps(bias, group))
 
     def _evaluation(self):
-        return self._affines([[self._named(f"{{}}_running_{name}", g) for name in ("mean", "var")]
-                              for g in self._groups])
+        factors, offsets = [], []
+        for group in self._groups:
+            weight, bias = self._affine_of(group)
+            factor = self._of_irreps(torch.rsqrt(self._named("running_var", group) + self.eps), group)
+            factors.append(factor if weight is None else factor * weight)
+            offset = -factors[-1] * self._of_trivial_irreps(self._named("running_mean", group), group)
+            offsets.append(offset if bias is None else offset + bias)
+        return factors, offsets
 
-    def _affines(self, statistics):
-        return list(zip(*(self._affine(group, *pair) for group, pair in zip(self._groups, statistics))))
+    def _of_irreps(self, numbers, group):
+        """[fields, irreps] -> [fields, size], for all components of an irrep."""
+        return _apply(self._named_of("vars_propagator", group), numbers)
 
-    def _affine(self, group, mean, var):
-        """Factor and offset [fields, size] in the irreps' basis; mean [fields, trivials], var [fields, irreps]."""
-        weight, bias = (self._named(f"{{}}_{name}", group) for name in ("weight", "bias"))
-        factor = torch.rsqrt(var + self.eps)
-        if weight is not None:
-            factor = factor * weight
-        factor = _apply(self._named("vars_propagator_{}", group), factor)
-        offset = -factor * self._to_components(mean, group)
-        return factor, offset if bias is None else offset + self._to_components(bias, group)
-
-    def _to_components(self, invariant, group):
+    def _of_trivial_irreps(self, invariant, group):
         """[fields, trivial irreps] -> [fields, size], zero in the other irreps."""
         components = invariant.new_zeros(group.fields, group.size)
-        return components.index_copy(1, self._named("_{}_trivials", group), invariant)
-
-    @torch.no_grad()
-    def _statistics(self, means, variances, count):
-        """(mean [fields, trivials], variance [fields, irreps]) of each group; updates the running ones."""
-        unbiased, momentum = unbiasing(count), self._momentum()
-        statistics = []
-        for group, mean, var in zip(self._groups, means, variances):
-            running_mean, running_var = (self._named(f"{{}}_running_{name}", group) for name in ("mean", "var"))
-            invariant = mean.index_select(1, self._named("_{}_trivials", group))
-            square = var + (mean - self._to_components(invariant, group)).square()  # about zero, if not invariant
-            var = _apply(self._named("vars_aggregator_{}", group).mT, square.to(running_var.dtype)) * unbiased
-            move(running_mean, invariant, momentum)
-            move(running_var, var, momentum)
-            statistics.append((invariant.to(running_mean.dtype), var))
-        return statistics
+        return components.index_copy(1, self._named_of("_trivials", group), invariant)
 
     def export(self):
         """A module of plain torch operations on tensors [B, C, *spatial]; sets this one to eval mode."""
         return traced(self)
 
 
-def unbiasing(count):
-    """Factor between the variance of `count` values and its unbiased estimate; 1 for a single one."""
-    return count / ((count - 1).clamp(min=1) if isinstance(count, torch.Tensor) else max(count - 1, 1))
-
-
-def move(running, value, momentum):
-    """Moves a running average towards a value, by a number or a tensor of one."""
-    weight = momentum.to(running.dtype) if isinstance(momentum, torch.Tensor) else momentum
-    running.lerp_(value.to(running.dtype), weight)
+def is_in_graph():
+    """Whether operations become a graph, or are transformed, in which what changes a tensor is out of place."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _apply(matrix, fields):

@@ -39,7 +39,7 @@ import torch
 
 from ..formats import compute_dtype, like
 from ..layout import FilterPlan
-from ..ops import fourier_act
+from ..ops import field_norm, field_norm_moments, fourier_act
 from ..ops.on_fields import has_kernel
 from ..reference.fourier_act import FUNCTIONS
 from .bases import Bases, InIrreps, changes_of_basis
@@ -57,7 +57,7 @@ from .pooling import (
     PointwiseAvgPoolAntialiased2D,
     PointwiseAvgPoolAntialiased3D,
 )
-from .synchronised import Moments, SynchronisedMoments
+from .synchronised import Moments, SynchronisedMoments, gather_moments, is_synchronised
 from .tensors import has_hooks
 
 COMMUTING = (escnn.nn.IdentityModule, escnn.nn.R2Upsampling, escnn.nn.R3Upsampling, FieldDropout, MaskModule,
@@ -225,33 +225,58 @@ def _pointwise(module, x):
 
 
 def _batch_norm(norm, x):
-    """One whose factors belong to whole irreps."""
-    change, is_of_irreps = changes_of_basis(norm.in_type), isinstance(norm, GNormBatchNorm)
-
-    def by_group(per_channel):
-        return [part[0] for part in norm._split(per_channel[None])]
-
-    def moments():
-        means, variances, count = norm._moments(x.tensor, in_irreps=True)
-        if not is_of_irreps:
-            means = by_group(change.to_fields(norm._per_channel(means)))
-        return means, variances, count
-
-    factors, offsets = norm._factors_and_offsets(moments)
-    if not is_of_irreps and offsets is not None:
-        offsets = by_group(change.to_irreps(norm._per_channel(offsets)))
-    return norm._normalise(x.tensor, factors, offsets, in_irreps=True)
+    """Statistics are those of fields, except that variances, being traces, are given in the basis of irreps."""
+    x, change, is_of_irreps = x.tensor, changes_of_basis(norm.in_type), isinstance(norm, GNormBatchNorm)
+    if norm._reads_batch():
+        mean, var, count = _moments(norm, x)
+        moments = [mean if is_of_irreps else change.to_fields(mean), var, torch.as_tensor(count)]
+        moments = torch.cat([t.double().view(-1).to(x.device) for t in moments])
+        _, _, mean, deviation = norm._statistics(x, norm._tables(x), *norm._lists("weight", "bias"), moments)
+        weights, biases = zip(*map(norm._affine_of, norm._groups))
+        factor = deviation * _per_channel(norm, weights, deviation.new_ones(1, 1))
+        offset = _per_channel(norm, biases, mean.new_zeros(1, 1)) - mean * factor
+    else:
+        factors, offsets = norm._evaluation()
+        factor = norm._per_channel(factors)
+        offset = torch.zeros_like(factor) if offsets is None else norm._per_channel(offsets)
+    return _normalise(norm, x, factor, offset if is_of_irreps else change.to_irreps(offset))
 
 
 def _inner_batch_norm(norm, x):
-    x, children = x.tensor, norm._children()
-    ones = changes_of_basis(norm.in_type).to_irreps(x.new_ones(x.shape[1], dtype=compute_dtype(x.dtype)))
-    if norm.track_running_stats and not children[0].training:
-        factors, offsets = norm._evaluation()
-        by_group = [part[0] for part in norm._split(ones[None])]
-        return norm._normalise(x, factors, [offset * one for offset, one in zip(offsets, by_group)])
-    if norm._exchanges(children):
-        moments = SynchronisedMoments.apply(x, norm._fields, norm.process_group)
+    """As _batch_norm, with gradients through the statistics."""
+    if not norm._reads_batch():
+        return _batch_norm(norm, x)
+    x, change, fields = x.tensor, changes_of_basis(norm.in_type), _fields(norm)
+    if norm._exchanges(norm._children()):
+        mean, var, count = SynchronisedMoments.apply(x, fields, norm.process_group)
     else:
-        moments = *Moments.apply(x, norm._fields), x.numel() // x.shape[1]
-    return norm._normalise_by_channels(x, children, *moments, ones)
+        mean, var = Moments.apply(x, fields)
+        count = mean.new_tensor(x.numel() // x.shape[1], dtype=torch.float64)
+    factors, offsets = norm._affine_through(x, change.to_fields(mean), var, count)
+    return _normalise(norm, x, norm._per_channel(factors), change.to_irreps(norm._per_channel(offsets)))
+
+
+def _moments(norm, x):
+    """(mean, variance, count) of each component; of all processes if the batch norm is synchronised."""
+    mean, var = field_norm_moments(x, _fields(norm), _no_bases(x))
+    count = x.numel() // x.shape[1]
+    return gather_moments(mean, var, count, norm.process_group) if is_synchronised(norm) else (mean, var, count)
+
+
+def _normalise(norm, x, factor, offset):
+    dtype = compute_dtype(x.dtype)
+    return field_norm(x, factor.to(dtype), offset.to(dtype), _fields(norm), _no_bases(x))
+
+
+def _fields(norm):
+    """The table of ops.field_norm of a batch norm, without changes of basis."""
+    return torch.cat([norm._fields[:, :2], torch.full_like(norm._fields[:, :1], -1)], 1)
+
+
+def _no_bases(x):
+    return x.new_empty(0, dtype=compute_dtype(x.dtype))
+
+
+def _per_channel(norm, values, missing):
+    """For each group [fields, 1 or size], or None where it is `missing` -> [C]."""
+    return norm._per_channel([missing if v is None else v for v in values])

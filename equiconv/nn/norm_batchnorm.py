@@ -2,8 +2,9 @@
 import escnn.nn
 import torch
 
-from .batchnorm import _BatchNorm, move, unbiasing
+from .batchnorm import _BatchNorm
 from .fields import sizes_of, subfields_of
+from .norm_parts import FieldPart
 from .tensors import adopting_init
 
 
@@ -12,43 +13,32 @@ class _NormBatchNorm(_BatchNorm):
 
     The running variance serves while training, too, as in escnn; no gradient flows through it.
     """
+    statistics = "running"
 
     def _adopt(self):
         self._group_fields(self._labels(), sizes_of(self.in_type))
         self._tabulate()
 
-    def _running_var(self, group):
-        return getattr(self, f"{group.label}_running_var")  # [1, fields, 1...]
+    def _named(self, suffix, group):
+        """A parameter or buffer of the group, [1, fields, 1...]; or None."""
+        return getattr(self, f"{group.label}_{suffix}", None)
 
-    def _weight(self, group):
-        return getattr(self, f"{group.label}_weight").view(-1, 1)
+    def _parts_of(self, group, starts):
+        return [FieldPart(group.size, "zero", samples=group.size // self._subfield_size(group))]
 
-    def _factors_and_offsets(self, moments):
-        if self.training:
-            self.num_batches_tracked.add_(1)
-            self._update(*moments())
-        return self._evaluation()
+    def _affine_of(self, group):
+        return self._named("weight", group).view(-1, 1) if self.affine else None, None
 
     def _evaluation(self):
-        factor = torch.rsqrt(torch.cat([self._running_var(group).flatten() for group in self._groups]) + self.eps)
+        factors = [torch.rsqrt(var.view(-1, 1) + self.eps) for var in self._numbers_of("running_var")]
         if self.affine:
-            factor = factor * torch.cat([self._weight(group).flatten() for group in self._groups])
-        factors = factor.split([group.fields for group in self._groups])
-        return [factor[:, None] for factor in factors], None
-
-    @torch.no_grad()
-    def _update(self, means, variances, count):
-        momentum = self._momentum()
-        for group, mean, var in zip(self._groups, means, variances):
-            norms = count * (group.size // self._subfield_size(group))
-            square = torch.addcmul(var, mean, mean).mean(1) * unbiasing(norms)
-            running = self._running_var(group)
-            move(running, square.view_as(running), momentum)
+            factors = [factor * w.view(-1, 1) for factor, w in zip(factors, self._numbers_of("weight"))]
+        return factors, None
 
     def export(self):
         """torch's BatchNorm1d, 2d or 3d with the same running variance; sets this module to eval mode."""
-        var = self._per_channel([self._running_var(group).view(-1, 1) for group in self._groups])
-        weight = self._per_channel([self._weight(group) for group in self._groups]) if self.affine else None
+        var, weight = (self._per_channel([t.view(-1, 1) for t in self._numbers_of(name)]) if present else None
+                       for name, present in (("running_var", True), ("weight", self.affine)))
         plain = self._export_affine(torch.zeros_like(var), var, weight, torch.zeros_like(var))
         plain.num_batches_tracked.copy_(self.num_batches_tracked)
         return plain

@@ -6,8 +6,6 @@ from ..reference import field_norm as reference
 from ..reference.field_norm import FIELD
 from .on_fields import check_fields, check_table, on_backends, pick
 
-FUNCTIONS = tuple(reference.FUNCTIONS)
-
 
 def _fake(x, scale, shift, fields, bases):
     torch._check(x.shape[1] == scale.shape[0], lambda: "field_norm: scale must have one number for each channel")
@@ -57,45 +55,6 @@ def _moments_backward(ctx, backend, *grads):
     return None, None, None
 
 
-def _inner_fake(x, weight, bias, field_of_channel, eps, function=0):
-    return empty_fields(x, x.shape[1]), torch.empty_like(weight), torch.empty_like(weight)
-
-
-def _inner_setup_context(ctx, inputs, output):
-    x, weight, bias, field_of_channel, ctx.eps, *rest = inputs  # a graph leaves out what is the default
-    ctx.function, = rest or [0]
-    _, mean, var = output
-    ctx.mark_non_differentiable(mean, var)
-    ctx.save_for_backward(x, weight, mean, var, field_of_channel, bias if ctx.function else None)
-
-
-def _inner_backward(ctx, backend, grad, *_):
-    x, *rest, bias = ctx.saved_tensors
-    return *_inner_bwd[backend](like(grad, x), x, *rest, ctx.eps, bias, ctx.function), None, None, None
-
-
-def _inner_bwd_fake(grad, x, weight, mean, var, field_of_channel, eps, bias=None, function=0):
-    return empty_fields(x, x.shape[1]), torch.empty_like(weight), torch.empty_like(weight)
-
-
-def _inner_bwd_setup_context(ctx, inputs, output):
-    *saved, ctx.eps = inputs[:7]
-    bias, ctx.function = (*inputs[7:], *(None, 0)[len(inputs) - 7:])  # a graph leaves out what is the default
-    ctx.save_for_backward(*saved, bias)
-
-
-def _inner_bwd_backward(ctx, backend, *grads):
-    """By torch's derivatives of the definition, where mean and variance are functions of x."""
-    grad, x, weight, _, _, field_of_channel, bias = ctx.saved_tensors
-    given = (grad, x, weight, torch.zeros_like(weight) if bias is None else bias)
-
-    def backward(*given):
-        return reference.field_norm_inner_bwd(*given, field_of_channel, ctx.eps, FUNCTIONS[ctx.function])
-
-    *found, of_bias = torch.func.vjp(backward, *given)[1](tuple(grads))
-    return *found, *[None] * 4, None if bias is None else of_bias, None
-
-
 _TABLES = "Tensor fields, Tensor bases"
 _fwd = library.define(
     "field_norm", f"(Tensor x, Tensor scale, Tensor shift, {_TABLES}) -> Tensor",
@@ -108,16 +67,6 @@ _moments = library.define(
     "field_norm_moments", f"(Tensor x, {_TABLES}) -> (Tensor, Tensor)",
     on_backends("field_norm", "field_norm_moments"), fake=_moments_fake, setup_context=_moments_setup_context,
     backward=_moments_backward)
-_inner = library.define(
-    "field_norm_inner", "(Tensor x, Tensor weight, Tensor bias, Tensor field_of_channel, float eps, "
-    "int function=0) -> (Tensor, Tensor, Tensor)",
-    on_backends("field_norm", "field_norm_inner"), fake=_inner_fake, setup_context=_inner_setup_context,
-    backward=_inner_backward)
-_inner_bwd = library.define(
-    "field_norm_inner_bwd", "(Tensor grad, Tensor x, Tensor weight, Tensor mean, Tensor var, Tensor field_of_channel, "
-    "float eps, Tensor? bias=None, int function=0) -> (Tensor, Tensor, Tensor)",
-    on_backends("field_norm", "field_norm_inner_bwd"), fake=_inner_bwd_fake, setup_context=_inner_bwd_setup_context,
-    backward=_inner_bwd_backward)
 
 
 def field_norm(x, scale, shift, fields, bases, *, backend=None):
@@ -156,39 +105,6 @@ def field_norm_moments(x, fields, bases, *, backend=None):
     if chosen == "reference":
         return reference.field_norm_moments(x, fields, bases)
     return _moments[chosen](dense(x), fields, bases)
-
-
-def field_norm_inner(x, weight, bias, field_of_channel, eps, function="identity", *, backend=None):
-    """Batch normalisation of each field by the mean and variance of all its channels, through which gradients flow.
-
-    A pointwise function is applied to it in the same pass, and computed again for the gradient.
-
-    x                 [B, C, *spatial], float32, float64, float16 or bfloat16 (the last two are computed in float32)
-    weight, bias      [F], in the dtype that is computed in
-    field_of_channel  int64 [C]: the place of each channel's field in them
-    eps               float, added to the variance
-    function          one of FUNCTIONS
-    backend           "native", "triton" or "reference"; None: the best that can run
-
-    Returns (y in x's dtype and memory format, mean [F], variance [F]); the variance divides by the number of values,
-    and mean and variance are constants. Raises ValueError for what does not fit together.
-    """
-    if function not in FUNCTIONS:
-        raise ValueError(f"field_norm_inner: function must be one of {FUNCTIONS}, got {function!r}")
-    check_fields("field_norm_inner", x)
-    if field_of_channel.shape != (x.shape[1],) or field_of_channel.dtype != torch.int64:
-        raise ValueError(f"field_norm_inner: field_of_channel must be int64 [{x.shape[1]}], got "
-                         f"{field_of_channel.dtype} {tuple(field_of_channel.shape)}")
-    for name, values in (("weight", weight), ("bias", bias)):
-        if values.dim() != 1 or values.shape != weight.shape or values.dtype != compute_dtype(x.dtype):
-            raise ValueError(f"field_norm_inner: {name} must have one number for each field and dtype "
-                             f"{compute_dtype(x.dtype)}, got {tuple(values.shape)} and {values.dtype}")
-    chosen = pick(x, backend)
-    if chosen == "reference":
-        y, mean, var = reference.field_norm_inner(x, weight, bias, field_of_channel, eps, function)
-        return y, mean.detach(), var.detach()
-    return _inner[chosen](dense(x), weight.contiguous(), bias.contiguous(), field_of_channel, eps,
-                          FUNCTIONS.index(function))
 
 
 def _choose(op, x, fields, bases, backend):

@@ -1,11 +1,8 @@
 """field_norm by its definition, field by field."""
 import torch
-import torch.nn.functional as F
 
 from ..formats import compute_dtype, like
 
-#: of the output of field_norm_inner, in the order of NormFunction in csrc/field_norm.h
-FUNCTIONS = {"identity": lambda x: x, "relu": F.relu, "elu": F.elu}
 FIELD = ("channel", "size", "basis")  # of a row of `fields`
 
 
@@ -20,32 +17,6 @@ def field_norm_moments(x, fields, bases):
     axes = [0, *range(2, x.dim())]
     mean = z.mean(axes)
     return mean, (z - _spread(mean, x)).square().mean(axes)
-
-
-def field_norm_inner(x, weight, bias, field_of_channel, eps, function="identity"):
-    wide, axes = x.to(compute_dtype(x.dtype)), [0, *range(2, x.dim())]
-
-    def mean_of_fields(per_channel):
-        sums = torch.zeros_like(weight).index_add(0, field_of_channel, per_channel)
-        return sums / torch.zeros_like(weight).index_add(0, field_of_channel, torch.ones_like(per_channel))
-
-    def spread(per_field):
-        return _spread(per_field.index_select(0, field_of_channel), x)
-
-    mean = mean_of_fields(wide.mean(axes))
-    centred = wide - spread(mean)
-    var = mean_of_fields(centred.square().mean(axes))
-    y = FUNCTIONS[function](centred * spread(weight * torch.rsqrt(var + eps)) + spread(bias))
-    return like(y.to(x.dtype), x), mean, var
-
-
-def field_norm_inner_bwd(grad, x, weight, bias, field_of_channel, eps, function="identity"):
-    """(grad_x, grad_weight, grad_bias), by torch's derivatives."""
-    def forward(x, weight, bias):
-        return field_norm_inner(x, weight, bias, field_of_channel, eps, function)[0]
-
-    grad_x, *rest = torch.func.vjp(forward, x, weight, bias)[1](grad)
-    return like(grad_x, x), *rest
 
 
 def _parts(x, fields, bases):
