@@ -317,10 +317,14 @@ def test_hooks_see_fields():
     other, model = pair(with_numbers(chain(t, nn.ReLU)))
     x, seen = input_of(model, size_of(t)), []
     want = other[0](x).tensor
-    handle = model[1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for register in (model[1].register_forward_pre_hook, torch.nn.modules.module.register_module_forward_pre_hook):
+        handle = register(lambda module, inputs: seen.append((module, *inputs)))
+        model(x)
+        handle.remove()
+        read, = [read for module, read in seen if module is model[1]]
+        assert type(read) is nn.GeometricTensor and torch.equal(read.tensor, want)
+        seen.clear()
     assert_close(step(model, x), step(other, x))
-    assert type(seen[0]) is nn.GeometricTensor and torch.equal(seen[0].tensor, want)
-    handle.remove()
     assert bases(model) == [FIRST, INSIDE, LAST]
     assert torch.equal(model[0](x).tensor, want)  # a call of its own
 

@@ -68,9 +68,13 @@ KNOWN = "_known_stretches"  # attribute of a sequence
 
 
 def is_possible():
-    """Whether features may be in another basis now: not in a graph, whose tables would have to be made before it."""
+    """Whether features may be in another basis now: not in a graph, whose tables would have to be made before it.
+
+    Nor where hooks of all modules would see them.
+    """
     return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-                or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export())
+                or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+                or torch.nn.modules.module._has_any_global_hook())
 
 
 def run(sequence, x):
