@@ -1,12 +1,17 @@
 """accelerate(): an escnn model becomes an equiconv model, in place."""
 from dataclasses import dataclass
 
+from escnn import nn
 from escnn.nn import EquivariantModule
 from torch.nn import Module, Sequential
 
 from .nn import ACCELERATED, containers
 from .nn.batchnorm import _BatchNorm
 from .nn.planner import METHODS, Planned
+
+#: why classes of escnn are left
+PLAIN = {**dict.fromkeys((nn.ReLU, nn.ELU, nn.LeakyReLU), "one kernel of torch already"),
+         **dict.fromkeys((nn.IdentityModule, nn.RestrictionModule), "computes nothing")}
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ def acceleration_report(model):
         elif isinstance(module, tuple(ACCELERATED)):
             rows.append(Row(name, cls.__name__, "left", "a subclass of its own, which may compute something else"))
         elif isinstance(module, EquivariantModule) and not _is_container(module):
-            rows.append(Row(name, cls.__name__, "left", "no accelerated version yet"))
+            rows.append(Row(name, cls.__name__, "left", PLAIN.get(cls, "no accelerated version yet")))
     return rows
 
 
