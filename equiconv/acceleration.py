@@ -1,6 +1,7 @@
 """accelerate(): an escnn model becomes an equiconv model, in place."""
 from dataclasses import dataclass
 
+from escnn import nn
 from escnn.nn import EquivariantModule
 from torch.nn import Module, Sequential
 
@@ -8,6 +9,10 @@ from .nn import ACCELERATED, containers
 from .nn.batchnorm import _BatchNorm
 from .nn.irrep_domain import bases_of_modules
 from .nn.planner import METHODS, Planned
+
+#: why classes of escnn are left
+PLAIN = {**dict.fromkeys((nn.ReLU, nn.ELU, nn.LeakyReLU), "one kernel of torch already"),
+         **dict.fromkeys((nn.IdentityModule, nn.RestrictionModule), "computes nothing")}
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ def _status(module):
     if isinstance(module, tuple(ACCELERATED)):
         return "left", "a subclass of its own, which may compute something else"
     if isinstance(module, EquivariantModule) and not _is_container(module):
-        return "left", "no accelerated version yet"
+        return "left", PLAIN.get(cls, "no accelerated version yet")
     return None
 
 

@@ -23,8 +23,11 @@ class _Dropout(OnTensors):
     def _compute(self, x):
         if not self.training:
             return x
-        y = field_dropout(x, self._fields, self.p)
+        y = self._drop(x)
         return x.copy_(y) if self.inplace else y
+
+    def _drop(self, x):
+        return field_dropout(x, self._fields, self.p)
 
 
 class FieldDropout(_Dropout, escnn.nn.FieldDropout):
@@ -42,10 +45,10 @@ class PointwiseDropout(_Dropout, escnn.nn.PointwiseDropout):
     def _adopt(self):
         self._tabulate_dropout([1] * self.in_type.size)
 
-    def _compute(self, x):
-        if self.training and x.numel() < FEW:
-            return F.dropout(x, self.p, True, self.inplace)
-        return super()._compute(x)
+    def _drop(self, x):
+        if x.numel() < FEW:
+            return F.dropout(x.contiguous(), self.p)  # in one order: the same numbers in either memory format
+        return super()._drop(x)
 
     def export(self):
         """torch.nn.Dropout; sets this module to eval mode."""
