@@ -1,4 +1,4 @@
-"""The layers between the convolutions: their training step beside escnn's."""
+"""The layers between the convolutions, beside escnn's: their training step; of convolutions with them, inference."""
 from dataclasses import dataclass
 from functools import partial
 
@@ -7,7 +7,8 @@ import torch
 from escnn import group
 from escnn.nn import FieldType, GeometricTensor
 
-from tests.cases import alternating, irreps, regular, space, together
+from equiconv import accelerate
+from tests.cases import CASES, alternating, irreps, regular, space, together
 
 from .equality import check
 from .layers import Layer, equiconv_nn
@@ -15,7 +16,8 @@ from .precision import lookup, torch_switches
 from .records import Row
 from .timing import peak_memory_on_cpu
 
-OPS = ("field_norm", "fourier_act", "field_gate", "field_pool", "concatenated_act", "window_pool")
+OPS = {"conv_block": "inference", **dict.fromkeys(
+    ("field_norm", "fourier_act", "field_gate", "field_pool", "concatenated_act", "window_pool"), "training")}  # the work
 METHODS = ("escnn", "equiconv")
 
 
@@ -25,7 +27,7 @@ class FieldLayer:
 
     op      that computes it here
     make    make(namespace) -> module
-    passes  how often a training step must read or write a tensor like its input, and one like its output: by default
+    passes  how often the work must read or write a tensor like its input, and one like its output: by default
             the input twice, its gradient, the output, and its gradient
     """
     name: str
@@ -80,6 +82,21 @@ def _fourier(name, kind, channels, frequencies, nn, **grid):
     return getattr(nn, kind)(space(name), channels, frequencies, **grid)
 
 
+def _block(case, function, norm, fold, nn):
+    """A convolution, a batch norm if `norm` says so, and a pointwise function; folded if it is equiconv's."""
+    convolution = CASES[case].build(nn, recompute=True)
+    t = convolution.out_type
+    block = nn.SequentialModule(convolution, *([nn.InnerBatchNorm(t)] if norm else []), getattr(nn, function)(t))
+    return block if nn is escnn.nn else accelerate(block, fold=fold)
+
+
+def _blocks(case, function, norm):
+    size, batch = CASES[case].size, CASES[case].batch
+    return [FieldLayer(f"{case}_{'norm_' if norm else ''}{function.lower()}{suffix}", "conv_block",
+                       partial(_block, case, function, norm, fold), size, batch, (1, 1))
+            for suffix, fold in (("", True), ("_unfolded", False))]
+
+
 STATISTICS, INNER, INNER_RELU = (4, 2), (5, 3), (5, 8)  # passes: statistics of x; and of its gradient; and then ReLU
 PLANE, BALL = (29, 29), (15, 15, 15)
 MIXED, VECTORS = irreps(0, 1, 2, 3, fields=16), irreps(1, 2, fields=32)
@@ -112,11 +129,12 @@ LAYERS = {case.name: case for case in (
                PLANE),
     FieldLayer("average_blur_so3", "window_pool", partial(
         _blurred, "SO(3)", "PointwiseAvgPoolAntialiased3D", _polynomials, 0.66, 2), BALL, 4),
+    *_blocks("c8_16_k5", "ELU", norm=True), *_blocks("c4_32_k3", "ReLU", norm=False),
 )}
 
 
 def measure(case, device, dtype, budget_s, timed, bytes_per_s, layout="contiguous"):
-    """Rows of the training step of a FieldLayer. Raises Differs, before anything is timed, where the methods differ.
+    """Rows of a FieldLayer. Raises Differs, before anything is timed, where the methods differ.
 
     timed        timed(functions, device, budget_s) -> {method: columns of a Row}
     bytes_per_s  of a large copy on that device: what the least number of bytes takes is the floor of equiconv
@@ -124,7 +142,10 @@ def measure(case, device, dtype, budget_s, timed, bytes_per_s, layout="contiguou
     precision = lookup(dtype, device)
     with torch_switches(precision):
         layers = _layers(case, device, precision, layout)
-        functions = {method: layer.training for method, layer in layers.items()}
+        mode = OPS[case.op]
+        for layer in layers.values():
+            layer.module.train(mode != "inference")
+        functions = {method: getattr(layer, mode) for method, layer in layers.items()}
         expected = functions["escnn"]()
         error = check(f"{case.name}, equiconv", functions["equiconv"](), expected, precision.tolerance)
         rows = timed(functions, device, budget_s)
@@ -132,14 +153,14 @@ def measure(case, device, dtype, budget_s, timed, bytes_per_s, layout="contiguou
         if torch.device(device).type == "cpu":
             for method, function in functions.items():
                 rows[method]["memory_mb"] = peak_memory_on_cpu(function) * 1e-6
-        return [Row(case=case.name, source=case.source, op=case.op, mode="training", dtype=dtype, layout=layout,
+        return [Row(case=case.name, source=case.source, op=case.op, mode=mode, dtype=dtype, layout=layout,
                     batch=case.batch_on(device), size="x".join(map(str, case.size)), method=method, **columns,
                     error=error if method == "equiconv" else "")
                 for method, columns in rows.items()]
 
 
 def _bytes(case, layer):
-    """That a training step must move."""
+    """That the work must move."""
     return case.passes[0] * layer.x.nbytes + case.passes[1] * layer.grad.nbytes
 
 

@@ -7,7 +7,7 @@ from tests.cases import CASES
 from . import field_layers, network_steps
 
 OPS = {"conv": ("forward", "training", "inference"), "expand_filter": ("expand", "expand_training"),
-       "construction": (), **dict.fromkeys((*field_layers.OPS, network_steps.OP), ("training",))}
+       "construction": (), **{op: (mode,) for op, mode in field_layers.OPS.items()}, network_steps.OP: ("training",)}
 CASES_OF_OPS = {**CASES, **field_layers.LAYERS, **network_steps.NETWORKS}
 HEADLINE = ("c8_16_k5", "c4_32_k3", "d4_16_k3", "d8_16_k5", "so3_16_k5")
 
@@ -41,7 +41,7 @@ PRESETS = {
                    "octahedral_8_k3"),
                   dtypes=("bfloat16", "tf32", "float32"), budget_s=0.4, compiled=HEADLINE, limit_s=140,
                   layout="channels_last"),
-    "gpu-fields": Preset((), dtypes=("float32", "bfloat16"), ops=field_layers.OPS, budget_s=0.2, limit_s=25),
+    "gpu-fields": Preset((), dtypes=("float32", "bfloat16"), ops=tuple(field_layers.OPS), budget_s=0.2, limit_s=25),
 }
 
 

@@ -113,7 +113,8 @@ def test_run_writes_rows(small_machine, tmp_path, case):
 
 
 @pytest.mark.parametrize("op,case", [("field_norm", "iid_so2"), ("fourier_act", "fourier_so2"),
-                                     ("field_gate", "gated_so2"), ("field_pool", "norm_pool_so2")])
+                                     ("field_gate", "gated_so2"), ("field_pool", "norm_pool_so2"),
+                                     ("conv_block", "c4_32_k3_relu"), ("conv_block", "c8_16_k5_norm_elu")])
 def test_run_of_layers_between_convolutions(small_machine, tmp_path, monkeypatch, op, case):
     small = replace(field_layers.LAYERS[case], size=(5, 5), batch=2)
     monkeypatch.setitem(field_layers.LAYERS, case, small)
@@ -123,8 +124,9 @@ def test_run_of_layers_between_convolutions(small_machine, tmp_path, monkeypatch
     assert result.exit_code == 0, result.output
     rows = records.read(out)
     assert [(r.case, r.op, r.mode, r.method) for r in rows] == [
-        (case, op, "training", method) for method in ("escnn", "equiconv")]
-    assert rows[1].error < FLOAT32.tolerance and 0 < rows[1].memory_mb <= rows[0].memory_mb
+        (case, op, field_layers.OPS[op], method) for method in ("escnn", "equiconv")]
+    assert rows[1].error < FLOAT32.tolerance and rows[1].memory_mb > 0
+    assert op == "conv_block" or rows[1].memory_mb <= rows[0].memory_mb  # of so small an image, weights take the most
 
 
 def test_run_of_a_step_of_a_whole_network(small_machine, tmp_path, monkeypatch):
