@@ -80,7 +80,7 @@ NETWORKS = {network.name: network for network in (
     Network("e2sfcnn", "e2sf_cnn", batches=(2, 64)),
     _exp_e2sfcnn("gated_conv"), _exp_e2sfcnn("hnet_conv"), _exp_e2sfcnn("fourier"),
     Network("c8_steerable_cnn", "cnn", batches=(4, 64)),
-    Network("e2wrn16_8", "wrn16_8", batches=(1, 16)),
+    Network("e2wrn16_8", "wrn16_8", batches=(1, 16), cpu_pixels=32),
     Network("e2wrn28_10", "wrn28_10", batches=(1, 32), cpu_pixels=16),
     Network("se3_cnn", "cnn_3d", batches=(2, 32)),
     Network("hnet", "hnet_cnn", batches=(8, 64)),

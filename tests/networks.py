@@ -31,12 +31,20 @@ CONVENTIONAL = {  # the same of their twins
     "z2_cnn": ({"width": 4}, (1, 28, 28)),
 }
 ALL = NETWORKS | OTHERS | CONVENTIONAL
+FURTHER = {  # that do not classify images, or differ from another one by their options alone
+    "cnn_segmenter": ({"widths": (2, 2), "kernels": (3, 3)}, (1, 9, 9, 9)),
+    "equivariant_mlp": ({"frequencies": (1, 2, 2, 2)}, (3,)),
+    "equivariant_transformer_rotation": ({"grid": 52, "features": 4, "pose_features": 4, "dropout": 0.0}, (1, 28, 28)),
+    "plain_mlp": ({}, (3,)),
+    "se3_segmenter": ({"widths": (2, 2), "kernels": (3, 3), "frequency": 1}, (1, 9, 9, 9)),
+}
+EVERY = ALL | FURTHER
 
 
 def build(name, nn=None):
     torch.manual_seed(0)
-    return models.create(name, nn, **ALL[name][0])
+    return models.create(name, nn, **EVERY[name][0])
 
 
 def images(name, batch=3, seed=0):
-    return torch.randn(batch, *ALL[name][1], generator=torch.Generator().manual_seed(seed))
+    return torch.randn(batch, *EVERY[name][1], generator=torch.Generator().manual_seed(seed))

@@ -82,7 +82,7 @@ def test_batches(tmp_path):
 @pytest.mark.parametrize("flags, message", [
     ({"epochs": 0}, "epochs must be at least 1"), ({"dtype": "int8"}, "dtype must be one of float32"),
     ({"lr": -1.0}, "lr must be positive"), ({"batch_size": 64}, "more than the 48 training samples"),
-    ({"model": "resnet"}, "model must be one of"), ({"epoch": 3}, "unknown settings: epoch"),
+    ({"model": "resnet"}, "takes the models .*, not 'resnet'"), ({"epoch": 3}, "unknown settings: epoch"),
     ({"epochs": "3"}, "epochs must be of type int, got '3'"), ({"experiment": "lenses"}, "not 'mnist-rot'"),
     ({"schedule": "linear"}, "schedule must be one of")])
 def test_bad_settings(tmp_path, flags, message):

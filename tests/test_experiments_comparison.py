@@ -72,7 +72,7 @@ def test_flags_come_before_networks_before_file(tmp_path):
     ({"networks": 3}, "networks must be a list"), ({"train_sizes": [0]}, "train_sizes must be at least 1"),
     ({"train_sizes": 10}, "train_sizes must be at least 1"), ({"seeds": 0}, "seeds must be at least 1"),
     ({"seeds": True}, "seeds must be at least 1"), ({"train_size": 3}, "a comparison takes no train_size"),
-    ({"depth": 3}, "unknown settings: depth"), ({"networks": {"c8": {"model": "resnet"}}}, "model must be one of"),
+    ({"depth": 3}, "unknown settings: depth"), ({"networks": {"c8": {"model": "resnet"}}}, "not .resnet"),
     ({"networks": NETWORKS, "train_sizes": [4001]}, "4000 digits"),
     ({"networks": {"c8": {"model_options": {"size": 1}}}}, "option 'size'"),
     ({"augmentation": "blur"}, "augmentation must be one of none, rotation"),

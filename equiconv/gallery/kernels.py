@@ -49,9 +49,12 @@ def draw_kernels(path, conv, most=MOST, filter_only=False):
             axes.set_title(title, pad=2, fontsize=6, loc="left")
         figure.text(BETWEEN / width, 1 - 0.14 / height, _heading(conv, len(conv.weights), len(shown), filter_only),
                     va="center", weight="bold")
-        axes = figure.add_axes([1 - 0.55 / width, 0.1, 0.08 / width, min(0.6, 1.6 / height)])
+        figure.text(BETWEEN / width, 0.1 / height, "rows: output channels, columns: input channels", va="center",
+                    fontsize=6)
+        axes = figure.add_axes([1 - 0.6 / width, max(0.1, 0.25 / height), 0.08 / width, min(0.6, 1.6 / height)])
         bar = figure.colorbar(image, cax=axes, ticks=[-1, 0, 1])
         bar.outline.set_linewidth(0.5)
+        bar.set_label("of its largest value", fontsize=6, labelpad=2)
         save(figure, Path(path))
     return len(conv.weights)
 
