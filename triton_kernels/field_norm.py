@@ -17,7 +17,7 @@ from ..backends import TRITON_INTERPRET
 from ..formats import compute_dtype, empty_fields
 from ..reference.field_batch_norm import FUNCTIONS, NUMBERS, STATISTICS
 from ..reference.field_norm import FIELD
-from .field_parts import BLOCKS, finish_gradients, finish_statistics, parameter_arguments, statistics_kernel
+from .field_parts import BLOCKS, FEW, finish_gradients, finish_statistics, parameter_arguments, statistics_kernel
 from .field_tensor import (
     DTYPES,
     LAYOUT_TYPES,
@@ -510,7 +510,7 @@ def field_norm_statistics(x, moments, fields, bases, parts, matrices, weights, b
     elif call.channels:
         mean, var, count = moments.split([call.channels, call.channels, 1]) if batch else (None, None, None)
         with torch.cuda.device_of(x):
-            statistics_kernel[(1,)](mean, var, count, channels=call.channels, BATCH=batch, **BLOCKS, **arguments)
+            statistics_kernel[(1,)](mean, var, count, channels=call.channels, BATCH=batch, **FEW, **arguments)
     return numbers
 
 
@@ -569,7 +569,7 @@ def ahead_of_time():
                  **dict.fromkeys(("weight_ptr", "bias_ptr", "running_ptr"), "*" + name)}
         known = {**types, "mean_ptr": "*fp64", "var_ptr": "*fp64"}
         for by in STATISTICS:
-            rest = {**BLOCKS, "EPS": 1e-5, "MOMENTUM": 0.1, "BY": by}
+            rest = {**FEW, "EPS": 1e-5, "MOMENTUM": 0.1, "BY": by}
             yield statistics_kernel, known, {**rest, "BATCH": True}
         yield statistics_kernel, types, {**rest, "BATCH": False, "MOMENTUM": None, "mean_ptr": None, "var_ptr": None,
                                          "count_ptr": None}

@@ -18,6 +18,7 @@ ZERO, OWN, AVERAGE, PROJECTED = (tl.constexpr(MEANS.index(name)) for name in ("z
 LISTS = ("weights", "biases", "running_means", "running_vars", "counters")  # rows of the table of addresses
 WEIGHTS, BIASES_LIST, RUNNING_MEANS, RUNNING_VARS, COUNTERS = (tl.constexpr(i) for i in range(len(LISTS)))
 BLOCKS = {"BLOCK_PARTS": 64, "PART_SIZE": 4}  # few registers: less than what sums over pixels need
+FEW = {**BLOCKS, "BLOCK_PARTS": 32}  # of statistics_kernel
 
 
 @triton.jit
