@@ -16,8 +16,8 @@ from .precision import lookup, torch_switches
 from .records import Row
 from .timing import peak_memory_on_cpu
 
-OPS = {"conv_block": "inference", **dict.fromkeys(
-    ("field_norm", "fourier_act", "field_gate", "field_pool", "concatenated_act", "window_pool"), "training")}  # the work
+OPS = {"conv_block": "inference", **dict.fromkeys(  # and the work that is timed
+    ("field_norm", "fourier_act", "field_gate", "field_pool", "concatenated_act", "window_pool"), "training")}
 METHODS = ("escnn", "equiconv")
 
 
