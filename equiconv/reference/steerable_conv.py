@@ -7,7 +7,7 @@ import torch.nn.functional as F
 ACTIVATIONS = {
     "identity": (lambda x, alpha: x, lambda y, alpha: torch.ones_like(y)),
     "relu": (lambda x, alpha: F.relu(x), lambda y, alpha: (y > 0).to(y.dtype)),
-    "leaky_relu": (F.leaky_relu, lambda y, alpha: torch.where(y > 0, 1, alpha).to(y.dtype)),
+    "leaky_relu": (F.leaky_relu, lambda y, alpha: torch.where(y > 0, torch.ones_like(y), alpha)),
     "elu": (F.elu, lambda y, alpha: torch.where(y > 0, 1, y + alpha)),
     "sigmoid": (lambda x, alpha: torch.sigmoid(x), lambda y, alpha: y * (1 - y)),
     "tanh": (lambda x, alpha: torch.tanh(x), lambda y, alpha: 1 - y.square()),
