@@ -55,7 +55,7 @@ def test_split_is_fixed():
 
 
 def test_networks_train(tmp_path):
-    small = {"grid": 50, "features": 4}
+    small = {"grid": 52, "features": 4}
     networks = {"et-polar": {"model_options": {"pose_features": 4, **small}}, "cnn": {"model_options": small}}
     table = compare(get("projective"), tmp_path, networks, [8])
     assert [row["network"] for row in table] == list(networks)
