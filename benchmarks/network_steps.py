@@ -72,8 +72,8 @@ class Network:
 
 
 def _exp_e2sfcnn(fields):
-    return Network(f"exp_e2sfcnn_{fields}", "exp_e2sf_cnn", (2, 64), "exp_e2sfcnn",
-                   dict(fields=fields, group="SO2"))
+    return Network(f"exp_e2sfcnn_{fields}", "exp_e2sf_cnn", (2, 64), model="exp_e2sfcnn",
+                   options=dict(fields=fields, group="SO2"))
 
 
 NETWORKS = {network.name: network for network in (

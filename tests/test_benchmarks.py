@@ -159,11 +159,11 @@ def test_a_network_that_computes_something_else_is_not_timed(monkeypatch):
 def test_networks_are_published_with_twins():
     assert not set(network_steps.NETWORKS) & {*CASES, *field_layers.LAYERS}
     for case in network_steps.NETWORKS.values():
-        assert {case.name, case.twin, f"{case.twin}_wide"} <= set(models.names())
-        assert case.shape_on("cuda") == models.input_shape(case.name)
+        assert {case.model or case.name, case.twin, f"{case.twin}_wide"} <= set(models.names())
+        assert case.shape_on("cuda") == models.input_shape(case.model or case.name)
     assert network_steps.NETWORKS["e2wrn28_10"].shape_on("cpu") == (3, 16, 16)
     sized = network_steps.NETWORKS["deeplense_c4_cnn"]
-    assert sized.options_on("cpu") == {"image_size": 64} and sized.options_on("cuda") == {}
+    assert sized.size_on("cpu") == {"image_size": 64} and sized.size_on("cuda") == {}
 
 
 def test_a_step_changes_every_weight():

@@ -98,22 +98,6 @@ def test_equals_the_model_that_is_not_folded(case, method, container):
     assert not is_folded(model)
 
 
-@pytest.mark.parametrize("function", [nn.ReLU, nn.ELU])
-@pytest.mark.parametrize("fold", [False, True])
-def test_the_convolution_applies_the_function_that_follows(function, fold):
-    model, x = build("InnerBatchNorm")
-    model = nn.SequentialModule(*list(model)[:2], function(model.out_type)) if fold else nn.SequentialModule(
-        model[0], function(model.out_type))
-    model = equiconv.accelerate(model.eval().double())
-    want = evaluate(model, x) if fold else model[1](model[0](x)).tensor
-    equiconv.accelerate(model, fold=fold)
-    model[-1].forward = None  # it is not called
-    assert_close(evaluate(model, x), want)
-    with pytest.raises(TypeError, match="not callable"):
-        model[-1].register_forward_hook(lambda *_: None)
-        evaluate(model, x)
-
-
 @each_case
 def test_nothing_stale(case):
     model, x = build(case)

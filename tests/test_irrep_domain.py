@@ -49,7 +49,7 @@ def with_numbers(model, seed=0):
         for group_ in getattr(module, "_groups", ()) if isinstance(module, nn.GNormBatchNorm) else ():
             representation = next(r for r in module.in_type.representations if r.name == group_.label)
             for name in ("change_of_basis", "change_of_basis_inv"):  # escnn keeps them in float32
-                buffer = module._named("{}_" + name, group_)
+                buffer = module._named(name, group_)
                 if buffer is not None:
                     buffer.copy_(torch.from_numpy(getattr(representation, name)))
     return model
@@ -161,7 +161,7 @@ def test_equals_the_basis_of_fields(name, between):
 @pytest.mark.parametrize("name,dtype", [("C8", torch.float32), ("D4, quotient", torch.float32),
                                         ("octahedral", torch.float32), ("C4, mixed", torch.float64)])
 @pytest.mark.parametrize("method", ["factorised", "dense"])
-def test_equals_escnn(name, dtype, method):
+def test_equals_escnn(name, dtype, method, own_escnn_cache):
     """To what escnn's bases, which are float32, allow."""
     t = field_type(name)
     image, cls = images_of(t), "R3" if t.gspace.dimensionality == 3 else "R2"

@@ -415,7 +415,7 @@ def field_config(bases, dtype):
     size = next((s for s in SIZES if 2 * s * s >= bases), SIZES[-1])
     if TRITON_INTERPRET:
         return {"BLOCK_PIXELS": IN_INTERPRETER["BLOCK_PIXELS"], "BLOCK_SIZE": size}
-    return {"BLOCK_PIXELS": 64, "BLOCK_SIZE": size, "num_warps": 4 if size == 16 else 8, "num_stages": 1,
+    return {"BLOCK_PIXELS": 64, "BLOCK_SIZE": size, "num_warps": 4 if size == 16 else 16, "num_stages": 1,
             "maxnreg": 255}
 
 

@@ -88,24 +88,25 @@ WIDTHS = (16, 32, 64, 128)  # of a field, filled up with zeros: what tensor core
 IN_INTERPRETER = {"BLOCK_PIXELS": 512, "BLOCK_SAMPLES": 64}  # large: fewer calls
 
 
-def config(dtype, in_size, out_size):
-    """Wide fields and float64 fill the registers with fewer pixels."""
+def config(kernel, dtype, in_size, out_size):
+    """Wide fields, float64 and the backward pass fill the registers with fewer pixels."""
     block_in, block_out = (max(WIDTHS[0], triton.next_power_of_2(size)) for size in (in_size, out_size))
     blocks = {"BLOCK_IN": block_in, "BLOCK_OUT": block_out}
     if TRITON_INTERPRET:
         return {**IN_INTERPRETER, **blocks}
     width = max(block_in, block_out) * (4 if dtype == torch.float64 else 1)
     pixels, samples, warps = next(c for limit, *c in BLOCKS if width <= limit)
+    pixels = pixels // 2 if kernel is fourier_act_bwd_kernel else pixels
     return {**blocks, "BLOCK_PIXELS": pixels, "BLOCK_SAMPLES": samples, "num_warps": warps, "num_stages": 2,
             "maxnreg": 255}  # or ptxas spills to fit one more block into a multiprocessor
 
 
-BLOCKS = ((32, 128, 32, 4), (64, 64, 32, 4), (1 << 30, 32, 16, 8))  # (width, pixels, samples, warps)
+BLOCKS = ((32, 128, 32, 4), (64, 64, 32, 8), (1 << 30, 32, 16, 8))  # (width, pixels, samples, warps)
 
 
 def _launch(kernel, op, x, others, a, a_inv, function):
     fields, layout = x.shape[1] // a.shape[1], layout_of(op, x, *others)
-    c = config(x.dtype, a.shape[1], a_inv.shape[0])
+    c = config(kernel, x.dtype, a.shape[1], a_inv.shape[0])
     *before, result = others
     with torch.cuda.device_of(x):
         kernel[(fields * triton.cdiv(layout.total, c["BLOCK_PIXELS"]),)](
@@ -138,7 +139,6 @@ def ahead_of_time():
         for (width, function), precision, channels_last in itertools.product(cases, precisions, (False, True)):
             if width > WIDTHS[0] and channels_last:  # loads and stores alone differ
                 continue
-            c = {**config(dtype, width, width), "FUNCTION": function, "PRECISION": precision,
-                 "CHANNELS_LAST": channels_last}
             for kernel in (fourier_act_kernel, fourier_act_bwd_kernel):
-                yield kernel, types, c
+                yield kernel, types, {**config(kernel, dtype, width, width), "FUNCTION": function,
+                                      "PRECISION": precision, "CHANNELS_LAST": channels_last}

@@ -16,7 +16,31 @@ class FieldGroup:
     size: int
 
 
-class ByField:
+class Tabulated:
+    """Mixin of a module with tables that no checkpoint brings back: they survive the meta device."""
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        if local_metadata.get("assign_to_params_buffers"):  # a module on the meta device takes the checkpoint's
+            device = next((value.device for value in state_dict.values()), "cpu")
+            for name, values in self.__dict__.get("_kept", {}).items():
+                if self._buffers[name].is_meta:
+                    self._buffers[name] = values.to(device)
+
+    def _apply(self, *args, **kwargs):
+        before = {name: self._buffers[name] for name in self._non_persistent_buffers_set if name in self._buffers}
+        super()._apply(*args, **kwargs)
+        kept = self.__dict__.setdefault("_kept", {})
+        for name, values in before.items():
+            now = self._buffers[name]
+            if now is not None and now.is_meta and not values.is_meta:
+                kept[name] = values
+            elif now is not None and values.is_meta and not now.is_meta:
+                now.copy_(kept[name])
+        return self
+
+
+class ByField(Tabulated):
     """Mixin of a module that splits its input into groups of fields and joins its output from them.
 
     Where the fields of a group are not adjacent, one permutation of the channels brings them together, one undoes it.
@@ -40,27 +64,6 @@ class ByField:
             is_identity = bool((permutation == torch.arange(len(permutation))).all())
             self.register_buffer(name, None if is_identity else permutation.to(device), persistent=False)
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        if local_metadata.get("assign_to_params_buffers"):  # a module on the meta device takes the checkpoint's
-            device = next((value.device for value in state_dict.values()), "cpu")
-            for name, values in self.__dict__.get("_kept", {}).items():
-                if self._buffers[name].is_meta:
-                    self._buffers[name] = values.to(device)
-
-    def _apply(self, *args, **kwargs):
-        """Keeps the values of what no checkpoint brings back, while the module is on the meta device."""
-        before = {name: self._buffers[name] for name in self._non_persistent_buffers_set if name in self._buffers}
-        super()._apply(*args, **kwargs)
-        kept = self.__dict__.setdefault("_kept", {})
-        for name, values in before.items():
-            now = self._buffers[name]
-            if now is not None and now.is_meta and not values.is_meta:
-                kept[name] = values
-            elif now is not None and values.is_meta and not now.is_meta:
-                now.copy_(kept[name])
-        return self
-
     def _split(self, x):
         """[B, channels, *spatial] -> for each group [B, fields, size, *spatial]."""
         if self._gather is not None:
@@ -82,7 +85,7 @@ class ByField:
         return self._unpermute(whole, 0)
 
 
-class Pooling:
+class Pooling(Tabulated):
     """Mixin of a module on ops.field_pool."""
 
     def _tabulate_pool(self, sizes, subfields):
@@ -97,7 +100,7 @@ class Pooling:
         self.register_buffer("_elements", torch.tensor(elements, device=device), persistent=False)
 
 
-class Gating:
+class Gating(Tabulated):
     """Mixin of a module that multiplies each field, or subfield, by a number made of its norm or of a gate."""
 
     def _tabulate(self, rows, out_channels):
