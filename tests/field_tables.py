@@ -39,3 +39,21 @@ def assert_threads_change_nothing(compute):
         torch.set_num_threads(before)
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
+
+
+def assert_results_equal(got, want, x):
+    """(output, gradient of x, ...) of an op, in x's dtype and memory format, and the same in float64."""
+    for g, w in zip(got, want, strict=True):
+        assert g.dtype == x.dtype
+        assert_close(g, w, x.dtype)
+    assert x.numel() == 0 or got[1].stride() == x.stride()
+
+
+def assert_modules_equal(theirs, ours, x):
+    """Outputs and gradients of escnn's module and of ours, in float64."""
+    results = []
+    for module in (theirs, ours):
+        leaf = (x.contiguous() if module is theirs else x).requires_grad_()
+        y = module(module.in_type(leaf)).tensor
+        results.append((y, *torch.autograd.grad(y, leaf, random(*y.shape, seed=9))))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)

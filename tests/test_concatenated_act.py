@@ -7,7 +7,15 @@ from torch.library import opcheck
 import equiconv.nn
 from equiconv.ops import concatenated_act
 from equiconv.ops.fourier_act import FUNCTIONS
-from tests.field_tables import DTYPES, SHAPES, assert_close, assert_threads_change_nothing, random, tensor
+from tests.field_tables import (
+    DTYPES,
+    SHAPES,
+    assert_close,
+    assert_modules_equal,
+    assert_threads_change_nothing,
+    random,
+    tensor,
+)
 from tests.modules import MODULES, regular
 
 OPS = torch.ops.equiconv
@@ -101,12 +109,7 @@ def test_module_equals_escnn_in_double(function, channels_last, monkeypatch):
     monkeypatch.setattr(torch, "float", torch.float64)  # escnn makes float32 of everything
     theirs, ours = (n.ConcatenatedNonLinearity(regular(), function) for n in (escnn.nn, equiconv.nn))
     x = tensor((3, 6, 5), theirs.in_type.size, channels_last=channels_last)
-    results = []
-    for module in (theirs, ours):
-        leaf = (x.contiguous() if module is theirs else x).requires_grad_()
-        y = module(module.in_type(leaf)).tensor
-        results.append((y, *torch.autograd.grad(y, leaf, random(*y.shape, seed=9))))
-    torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
+    assert_modules_equal(theirs, ours, x)
 
 
 def test_one_op():

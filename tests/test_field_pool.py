@@ -9,7 +9,7 @@ from torch.library import opcheck
 import equiconv.nn
 from equiconv.formats import compute_dtype
 from equiconv.ops import field_pool
-from tests.field_tables import DTYPES, SHAPES, assert_close, random, tensor
+from tests.field_tables import DTYPES, SHAPES, assert_modules_equal, assert_results_equal, random, tensor
 from tests.modules import MODULES, first_field, gates_of_induced, mixed, pointwise, reflections, regular
 
 OPS = torch.ops.equiconv
@@ -49,10 +49,7 @@ def assert_equals_reference(x, tables, norms, directions=None):
     got = with_gradient("native", x, tables, norms, grad, directions)
     directions = None if directions is None else directions.double()
     want = with_gradient("reference", x.double(), tables, norms, grad, directions)
-    for g, w in zip(got, want, strict=True):
-        assert g.dtype == x.dtype
-        assert_close(g, w, x.dtype)
-    assert x.numel() == 0 or got[1].stride() == x.stride()
+    assert_results_equal(got, want, x)
 
 
 @each_structure
@@ -202,12 +199,7 @@ def test_modules_equal_escnn_in_double(name, make_type, channels_last, monkeypat
     theirs, ours = (getattr(n, name)(make_type()).double() for n in (escnn.nn, equiconv.nn))
     for size in ((3, 6, 5), (2, 17, 17), (4, 1, 1)):
         x = tensor(size, theirs.in_type.size, channels_last=channels_last)
-        results = []
-        for module in (theirs, ours):
-            leaf = (x.contiguous() if module is theirs else x).requires_grad_()
-            y = module(module.in_type(leaf)).tensor
-            results.append((y, *torch.autograd.grad(y, leaf, random(*y.shape, seed=9))))
-        torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
+        assert_modules_equal(theirs, ours, x)
 
 
 @pytest.mark.parametrize("name", ["GroupPooling", "NormPool", "InducedNormPool", "VectorFieldNonLinearity"])

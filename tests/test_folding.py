@@ -70,6 +70,12 @@ def evaluate(model, x):
         return model(x).tensor
 
 
+def compiled(model, x):
+    torch._dynamo.reset()
+    with torch.no_grad():
+        return torch.compile(lambda t: model(x.type(t)).tensor, fullgraph=True, backend="aot_eager")(x.tensor)
+
+
 def is_folded(model):
     return equiconv.acceleration_report(model)[1].status == "folded"
 
@@ -176,10 +182,7 @@ def test_compile():
     model, x = build("IIDBatchNorm2d")
     want = evaluate(model, x)
     equiconv.accelerate(model, fold=True)
-    torch._dynamo.reset()
-    with torch.no_grad():
-        compiled = torch.compile(lambda t: model(x.type(t)).tensor, fullgraph=True, backend="aot_eager")
-        assert_close(compiled(x.tensor), want)
+    assert_close(compiled(model, x), want)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -376,7 +379,4 @@ def test_graphs_of_activated_convolutions(function, method):
     model, x = activated("plane", function, nn.InnerBatchNorm, method)
     want = evaluate(model, x)
     equiconv.accelerate(model, fold=True)
-    torch._dynamo.reset()
-    with torch.no_grad():
-        compiled = torch.compile(lambda t: model(x.type(t)).tensor, fullgraph=True, backend="aot_eager")
-        assert_close(compiled(x.tensor), want)
+    assert_close(compiled(model, x), want)

@@ -9,7 +9,14 @@ from torch.library import opcheck
 import equiconv.nn
 from equiconv.formats import compute_dtype
 from equiconv.ops import window_pool
-from tests.field_tables import DTYPES, assert_close, assert_threads_change_nothing, random, tensor
+from tests.field_tables import (
+    DTYPES,
+    assert_modules_equal,
+    assert_results_equal,
+    assert_threads_change_nothing,
+    random,
+    tensor,
+)
 from tests.modules import pointwise, solid
 
 OPS = torch.ops.equiconv
@@ -40,10 +47,7 @@ def with_gradient(backend, x, filter, geometry):
 def assert_equals_reference(x, filter, geometry, backend="native"):
     got = with_gradient(backend, x, filter, geometry)
     want = with_gradient("reference", x.double(), None if filter is None else filter.double(), geometry)
-    for g, w in zip(got, want, strict=True):
-        assert g.dtype == x.dtype
-        assert_close(g, w, x.dtype)
-    assert x.numel() == 0 or got[1].stride() == x.stride()
+    assert_results_equal(got, want, x)
 
 
 @each_kind
@@ -155,12 +159,7 @@ def test_modules_equal_escnn_in_double(name, make_type, options, channels_last):
     for size in ((3, 7, 6), (2, 17, 9)):
         x = tensor(size + size[1:2] * (theirs.in_type.gspace.dimensionality - 2), theirs.in_type.size,
                    channels_last=channels_last)
-        results = []
-        for module in (theirs, ours):
-            leaf = (x.contiguous() if module is theirs else x).requires_grad_()
-            y = module(module.in_type(leaf)).tensor
-            results.append((y, *torch.autograd.grad(y, leaf, random(*y.shape, seed=9))))
-        torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
+        assert_modules_equal(theirs, ours, x)
 
 
 @pytest.mark.parametrize("name,make_type,options", [("PointwiseMaxPoolAntialiased2D", pointwise, (2,)),
