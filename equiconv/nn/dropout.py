@@ -4,13 +4,13 @@ import torch
 import torch.nn.functional as F
 
 from ..ops import field_dropout
-from .fields import sizes_of
+from .fields import Tabulated, sizes_of
 from .tensors import OnTensors, adopting_init
 
 FEW = 4096  # numbers, for which torch's own dropout is faster: it is called at less cost, and slower for each
 
 
-class _Dropout(OnTensors):
+class _Dropout(OnTensors, Tabulated):
     """Its masks are drawn from torch's generator, by one number for each call: they are not escnn's masks."""
 
     def _tabulate_dropout(self, sizes):
