@@ -380,3 +380,34 @@ def test_graphs_of_activated_convolutions(function, method):
     want = evaluate(model, x)
     equiconv.accelerate(model, fold=True)
     assert_close(compiled(model, x), want)
+
+
+class Doubled(nn.R2Conv):
+    def forward(self, input):
+        return self.out_type(2 * super().forward(input).tensor)
+
+
+class Squashed(nn.IIDBatchNorm2d):
+    def forward(self, input):
+        return self.out_type(super().forward(input).tensor.tanh())
+
+
+@pytest.mark.parametrize("convolution,norm", [(Doubled, nn.IIDBatchNorm2d), (nn.R2Conv, Squashed)])
+@pytest.mark.parametrize("function", [escnn.nn.ReLU, escnn.nn.ELU])
+def test_classes_of_the_users_own_are_called(convolution, norm, function):
+    t = pointwise()
+    image = of(t.gspace, t.gspace.trivial_repr)
+    model = nn.SequentialModule(convolution(image, t, 3), norm(t), function(t)).double().eval()
+    x = image(random(2, 1, 6, 7))
+    want = evaluate(model, x)
+    assert torch.equal(evaluate(equiconv.accelerate(model, fold=True), x), want)
+    model = nn.SequentialModule(convolution(image, t, 3), function(t)).double().eval()
+    want = evaluate(model, x)
+    assert_close(evaluate(equiconv.accelerate(model, fold=True), x), want)
+
+
+def test_a_forward_of_its_own_is_called():
+    model, x = build("InnerBatchNorm")
+    model[1].forward = lambda y: y + y
+    want = evaluate(model, x)
+    assert torch.equal(evaluate(equiconv.accelerate(model, fold=True), x), want)

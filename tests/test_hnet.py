@@ -189,3 +189,16 @@ def test_compiled():
 def test_what_does_not_fit(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+@pytest.mark.parametrize("factorised", [True, False])
+def test_modules_without_values(factorised):
+    """On the meta device, then given memory and a checkpoint, or a checkpoint's tensors."""
+    module = HarmonicConv(fields(0, 1), fields(0, 1), KERNEL, factorised=factorised)
+    x = module.in_type(torch.randn(2, module.in_type.size, 7, 7))
+    with torch.device("meta"):
+        filled, assigned = (HarmonicConv(fields(0, 1), fields(0, 1), KERNEL, factorised=factorised) for _ in range(2))
+    filled.to_empty(device="cpu").load_state_dict(module.state_dict())
+    assigned.load_state_dict(module.state_dict(), assign=True)
+    for other in (filled, assigned):
+        assert torch.equal(other(x).tensor, module(x).tensor)

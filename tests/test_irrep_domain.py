@@ -7,7 +7,7 @@ import escnn.nn
 import numpy as np
 import pytest
 import torch
-from escnn import group
+from escnn import group, gspaces
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
@@ -520,3 +520,21 @@ def test_gradients_of_moments(shape):
     assert_close([t.detach() for t in moments(x, fields)], [mean.detach(), var.detach()])
     assert torch.autograd.gradcheck(lambda x: moments(x, fields), x)
     assert torch.autograd.gradgradcheck(lambda x: moments(x, fields), x)
+
+
+class Residual(nn.SequentialModule):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+def test_classes_of_the_users_own_stay_whole():
+    g = gspaces.rot2dOnR2(4)
+    t = of(g, g.regular_repr, g.regular_repr)
+    model = nn.SequentialModule(convolution(images_of(t), t), Residual(convolution(t, t)), convolution(t, images_of(t)))
+    x = input_of(model.double(), (5, 4))
+    want = model(x).tensor
+    assert torch.equal(equiconv.accelerate(model, irrep_domain=True)(x).tensor, want)
+    model = chain(t, nn.IdentityModule).double()
+    model[1].forward = lambda x: x + x
+    want = model(x).tensor
+    assert torch.equal(equiconv.accelerate(model, irrep_domain=True)(x).tensor, want)

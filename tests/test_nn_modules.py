@@ -297,3 +297,23 @@ def test_unsupported_representations(name, supports):
         getattr(equiconv.nn, name)(equiconv.nn.FieldType(g, [g.irrep(1)]))
     with pytest.raises(TypeError, match=f"{name}: in_type must be a FieldType, got str"):
         getattr(equiconv.nn, name)("regular")
+
+
+@pytest.mark.parametrize("name", ["GNormBatchNorm", "IIDBatchNorm2d", "InnerBatchNorm", "VectorFieldNonLinearity"])
+def test_jit_trace(name):
+    module = MODULES[name].build(equiconv.nn).eval()
+    (x,) = MODULES[name].inputs(module)
+    container = torch.nn.Module()
+    container.module, container.forward = module, lambda t: module(module.in_type(t)).tensor
+    with torch.no_grad():
+        traced = torch.jit.trace(container, x.tensor, check_trace=False)
+        torch.testing.assert_close(traced(x.tensor), module(x).tensor)
+
+
+@pytest.mark.parametrize("name", ["GNormBatchNorm", "IIDBatchNorm2d", "InnerBatchNorm", "NormBatchNorm"])
+def test_nothing_to_train_with(name):
+    module = MODULES[name].build(equiconv.nn).train()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    with pytest.raises(ValueError, match=f"{name}: expected values to train with, got an input of"):
+        module(module.in_type(torch.zeros(0, module.in_type.size, 4, 4)))
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())

@@ -148,8 +148,9 @@ struct Tile {
         const Vector<T> d = vector_at(row, l) - mean;
         return d * d;
       });
-      for (int64_t l = whole; l < pixels.count; ++l) squares += (row[l] - mean) * (row[l] - mean);
-      merge(sums + c, channels, count, mean, squares);
+      double rest = sum_lanes<T>(whole, [&](int64_t l) { return vector_at(row, l) - mean; });  // of the rounded mean
+      for (int64_t l = whole; l < pixels.count; ++l) squares += (row[l] - mean) * (row[l] - mean), rest += row[l] - mean;
+      merge(sums + c, channels, count, mean + rest / count, squares - rest * rest / count);
     }
   }
 

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from .. import nn
 from ..nn.construction import built_on_cpu
+from ..nn.fields import Tabulated
+from ..nn.tensors import like
 from ..ops import expand_filter
 
 RING_WIDTH = 0.5  # standard deviation of the Gaussian profile of a ring, in pixels
@@ -34,7 +36,7 @@ def complex_fields(nn, plane, orders, channels):
     return nn.FieldType(plane, [plane.irrep(n) if n else scalar for n in orders for _ in range(channels)])
 
 
-class HarmonicConv(EquivariantModule):
+class HarmonicConv(Tabulated, EquivariantModule):
     """Convolution of complex fields with filters R(r) e^(i (m p + b)), in polar coordinates r, p of the taps.
 
     Between fields of orders n and n' the order of the filter is m = n' - n. The radial profile R, a sum of Gaussian
@@ -68,7 +70,6 @@ class HarmonicConv(EquivariantModule):
             raise ValueError(f"out_type must be of complex fields, got {out_type}")
         orders = sorted({o - i for o in out_orders for i in in_orders})
         self.pairs = [[orders.index(o - i) for i in in_orders] for o in out_orders]
-        self.register_buffer("harmonics", _harmonics(orders, rings, kernel_size), persistent=False)
         shape = len(orders), out_channels, in_channels
         variance = 2 / (len(in_orders) * in_channels * rings)  # He's, for rings of unit norm
         self.profile = torch.nn.Parameter(math.sqrt(variance) * torch.randn(*shape, rings))
@@ -76,8 +77,9 @@ class HarmonicConv(EquivariantModule):
         # Not registered as a submodule: its weights are made of this module's, and no part of the state.
         self.__dict__["_steerable"] = None
         self._mixed = []  # (order m, buffer) that the weights of each pair of orders are made of
-        if factorised:
-            with built_on_cpu(self):
+        with built_on_cpu(self):
+            self.register_buffer("harmonics", _harmonics(orders, rings, kernel_size), persistent=False)
+            if factorised:
                 self._make_steerable(in_orders, out_orders, rings)
 
     def _make_steerable(self, in_orders, out_orders, rings):
@@ -120,12 +122,13 @@ class HarmonicConv(EquivariantModule):
             y = F.conv2d(x.tensor, self.filter(), padding=self.padding)
         else:
             y = self._steerable.factorised(x.tensor, self.steerable_weights(), None, method)
-        return GeometricTensor(y, self.out_type)
+        return GeometricTensor(like(y, x.tensor), self.out_type)
 
     def _apply(self, *args, **kwargs):
-        if self._steerable is not None:
-            self._steerable._apply(*args, **kwargs)
-        return super()._apply(*args, **kwargs)
+        super()._apply(*args, **kwargs)
+        if self._steerable is not None and not self.profile.is_meta:  # nothing would bring its tables back
+            self._steerable.to(self.profile.device, self.profile.dtype)
+        return self
 
     def evaluate_output_shape(self, input_shape):
         batch, _, *spatial = input_shape

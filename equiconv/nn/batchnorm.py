@@ -135,12 +135,19 @@ class _BatchNorm(OnTensors, ByField):
     def _statistics(self, x, tables, weights, biases, moments=None):
         """By what the channels are normalised; moves the running statistics. moments: of ops.field_norm_statistics."""
         batch = self._reads_batch()
+        if batch and moments is None and not is_synchronised(self):
+            self._check_values(x)
         running = self._lists("running_mean", "running_var") if self.track_running_stats else ([], [])
         if batch and moments is None and is_synchronised(self):
             moments = self._moments_of_all(x, tables)
         return field_norm_statistics(x, tables, weights, biases, *running, self._counters(), self.eps,
                                      self._momentum(), self.statistics if batch else "running", batch=batch,
                                      moments=moments)
+
+    def _check_values(self, x):
+        """Raises ValueError where there is nothing to have a mean, which would spoil the running statistics."""
+        if not torch.compiler.is_compiling() and x.numel() == 0:
+            raise ValueError(f"{type(self).__name__}: expected values to train with, got an input of {list(x.shape)}")
 
     def _moments_of_all(self, x, tables):
         """Mean and variance of each channel, and the number of values, of all processes."""
@@ -468,7 +475,8 @@ class GNormBatchNorm(_BatchNorm, escnn.nn.GNormBatchNorm):
 
 def is_in_graph():
     """Whether operations become a graph, or are transformed, in which what changes a tensor is out of place."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+            or torch.jit.is_tracing())
 
 
 def _apply(matrix, fields):

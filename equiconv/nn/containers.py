@@ -7,12 +7,25 @@ import torch.nn.functional as F
 from escnn.nn import GeometricTensor
 
 from . import irrep_domain
-from .batchnorm import InnerBatchNorm, _BatchNorm
+from .batchnorm import GNormBatchNorm, IIDBatchNorm1d, IIDBatchNorm2d, IIDBatchNorm3d, InnerBatchNorm
 from .checks import check_type
-from .conv import Activation, _Conv
+from .conv import (
+    Activation,
+    R2Conv,
+    R2ConvTransposed,
+    R3Conv,
+    R3ConvTransposed,
+    R3IcoConv,
+    R3IcoConvTransposed,
+)
 from .linear import Linear
 from .nonlinearities import PointwiseNonLinearity
-from .tensors import OnTensors, adopt, adopting_init, has_hooks, like
+from .norm_batchnorm import InducedNormBatchNorm, NormBatchNorm
+from .tensors import OnTensors, adopt, adopting_init, has_hooks, is_exactly, like
+
+CONVOLUTIONS = (R2Conv, R3Conv, R3IcoConv, R2ConvTransposed, R3ConvTransposed, R3IcoConvTransposed)
+BATCH_NORMS = (InnerBatchNorm, IIDBatchNorm1d, IIDBatchNorm2d, IIDBatchNorm3d, GNormBatchNorm, NormBatchNorm,
+               InducedNormBatchNorm)
 
 
 class _Sequence:
@@ -75,9 +88,9 @@ def _function_of(module):
 
     Of those classes themselves: their subclasses may compute something else.
     """
-    if type(module) is escnn.nn.ReLU:
+    if is_exactly(module, (escnn.nn.ReLU,)):
         return "relu"
-    return "elu" if type(module) is escnn.nn.ELU and module.alpha == 1 else None
+    return "elu" if is_exactly(module, (escnn.nn.ELU,)) and module.alpha == 1 else None
 
 
 POINTWISE = {F.relu: Activation("relu"), F.elu: Activation("elu"), F.sigmoid: Activation("sigmoid"),
@@ -89,20 +102,20 @@ def activation_of(module):
 
     Of those classes themselves: their subclasses may compute something else.
     """
-    if type(module) is escnn.nn.ReLU:
+    if is_exactly(module, (escnn.nn.ReLU,)):
         return Activation("relu")
-    if type(module) is escnn.nn.ELU and module.alpha >= 0:
+    if is_exactly(module, (escnn.nn.ELU,)) and module.alpha >= 0:
         return Activation("elu", module.alpha)
-    if type(module) is escnn.nn.LeakyReLU and module._negative_slope >= 0:
+    if is_exactly(module, (escnn.nn.LeakyReLU,)) and module._negative_slope >= 0:
         return Activation("leaky_relu", module._negative_slope)
-    if type(module) in (escnn.nn.PointwiseNonLinearity, PointwiseNonLinearity):
+    if is_exactly(module, (escnn.nn.PointwiseNonLinearity, PointwiseNonLinearity)):
         return POINTWISE.get(module._function)
     return None
 
 
 def is_epilogue(first, second):
     """Whether the modules are a convolution and a pointwise function that it can apply."""
-    return isinstance(first, _Conv) and activation_of(second) is not None
+    return is_exactly(first, CONVOLUTIONS) and activation_of(second) is not None
 
 
 def _is_foldable(convolution, norm):
@@ -119,12 +132,12 @@ def _wants_gradients(*modules):
 
 def is_activated_pair(first, second):
     """Whether the modules are an InnerBatchNorm and a function that it can apply."""
-    return isinstance(first, InnerBatchNorm) and _function_of(second) is not None
+    return is_exactly(first, (InnerBatchNorm,)) and _function_of(second) is not None
 
 
 def is_folding_pair(first, second):
     """Whether the modules are a convolution and a batch norm of fields."""
-    return isinstance(first, (_Conv, Linear)) and isinstance(second, _BatchNorm)
+    return is_exactly(first, (*CONVOLUTIONS, Linear)) and is_exactly(second, BATCH_NORMS)
 
 
 def _is_training(norm):

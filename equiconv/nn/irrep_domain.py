@@ -58,7 +58,7 @@ from .pooling import (
     PointwiseAvgPoolAntialiased3D,
 )
 from .synchronised import Moments, SynchronisedMoments, gather_moments, is_synchronised
-from .tensors import has_hooks
+from .tensors import has_hooks, is_exactly
 
 COMMUTING = (escnn.nn.IdentityModule, escnn.nn.R2Upsampling, escnn.nn.R3Upsampling, FieldDropout, MaskModule,
              PointwiseAdaptiveAvgPool2D, PointwiseAdaptiveAvgPool3D, PointwiseAvgPool2D, PointwiseAvgPool3D,
@@ -121,11 +121,17 @@ def _known_stretches(sequence):
     return known[1]
 
 
+def sequences():
+    """The classes that compute what their modules compute one after the other."""
+    from .containers import Sequential, SequentialModule  # which compute by this module
+    return Sequential, SequentialModule
+
+
 def _leaves(sequence):
     for module in sequence._modules.values():
         if has_hooks(module):
             yield _Leaf(sequence, module, None)
-        elif getattr(module, "irrep_domain", False):
+        elif getattr(module, "irrep_domain", False) and is_exactly(module, sequences()):
             yield from _leaves(module)
         else:
             way = _way_of(module)
@@ -181,6 +187,8 @@ def _run_in_irreps(leaves, x):
 def _way_of(module):
     """The `way` of a _Leaf: asked in each call, since it depends on more than types."""
     kind = type(module)
+    if not is_exactly(module, (kind,)):
+        return None
     if isinstance(module, _Conv):
         is_ours = kind.forward is _Conv.forward and has_kernel(module.weights.device.type)
         return module.plan if is_ours else None

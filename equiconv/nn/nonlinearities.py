@@ -202,7 +202,7 @@ class VectorFieldNonLinearity(OnTensors, Pooling, escnn.nn.VectorFieldNonLineari
         self.register_buffer("_directions", directions.view(torch.int64), persistent=False)  # half() leaves integers
 
     def _compute(self, x):
-        if is_fused(x):
+        if is_fused(x) and not torch.jit.is_tracing():
             directions = self._directions.view(torch.float64).to(compute_dtype(x.dtype))
             return field_pool(x, self._fields, self._elements, False, directions=directions)
         length, orientation = x.unflatten(1, (len(self.in_type), self._rotations)).max(2)  # [B, fields, *spatial]

@@ -55,7 +55,8 @@ class _Antialiased(OnTensors):
             x = as_for_product(x)
             return window_pool(x, _weights(self, x), kernel=self.kernel_size, stride=self.stride, padding=self.padding)
         convolution = (F.conv2d, F.conv3d)[len(self.kernel_size) - 2]
-        return convolution(x, self.filter, None, self.stride, self.padding, groups=self.in_type.size)
+        x = as_for_product(x)
+        return convolution(x, self.filter.to(x.dtype), None, self.stride, self.padding, groups=self.in_type.size)
 
     def export(self):
         """A depthwise torch.nn.Conv2d or Conv3d with the same filter; sets this module to eval mode."""

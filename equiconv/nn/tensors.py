@@ -47,6 +47,11 @@ def adopt(module, cls):
         module._adopt()
 
 
+def is_exactly(module, classes):
+    """Whether a module computes what one of these classes does: a class of the user's may compute something else."""
+    return type(module) in classes and "forward" not in module.__dict__
+
+
 def has_hooks(module):
     """Whether somebody looks at what goes into the module and comes out of it."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
