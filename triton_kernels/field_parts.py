@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..backends import TRITON_INTERPRET
 from ..reference.field_batch_norm import MEANS, PART
 
 WIDTH = tl.constexpr(len(PART))
@@ -18,7 +19,8 @@ ZERO, OWN, AVERAGE, PROJECTED = (tl.constexpr(MEANS.index(name)) for name in ("z
 LISTS = ("weights", "biases", "running_means", "running_vars", "counters")  # rows of the table of addresses
 WEIGHTS, BIASES_LIST, RUNNING_MEANS, RUNNING_VARS, COUNTERS = (tl.constexpr(i) for i in range(len(LISTS)))
 BLOCKS = {"BLOCK_PARTS": 64, "PART_SIZE": 4}  # few registers: less than what sums over pixels need
-FEW = {**BLOCKS, "BLOCK_PARTS": 32}  # of statistics_kernel
+# Of statistics_kernel; ptxas would spill to fit more blocks into a multiprocessor.
+FEW = {**BLOCKS, "BLOCK_PARTS": 32, **({} if TRITON_INTERPRET else {"maxnreg": 255})}
 
 
 @triton.jit
