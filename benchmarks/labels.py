@@ -1,6 +1,7 @@
 """What readers of tables and plots are told instead of the names of the code."""
 
-METHODS = {"escnn": "escnn", "escnn_compiled": "escnn, torch.compile", "torch": "plain convolution",
+METHODS = {"escnn": "escnn", "escnn_compiled": "escnn, torch.compile", "torch": "plain, of equal width",
+           "twin": "plain, of equal parameters",
            "equiconv": "equiconv", "equiconv_dense": "equiconv, dense", "equiconv_factorised": "equiconv, factorised",
            "equiconv_two_pass": "equiconv, two passes", "equiconv_fused": "equiconv, fused",
            "equiconv_convolutions": "equiconv, convolutions alone",

@@ -10,7 +10,9 @@ from .labels import METHODS, MODES
 from .table import number
 
 COLOURS = {"escnn": "#7f7f7f", "escnn_compiled": "#bcbd22", "torch": "#1f77b4", "equiconv": "#d62728",
-           "equiconv_dense": "#ff9896", "equiconv_factorised": "#9467bd"}
+           "equiconv_dense": "#ff9896", "equiconv_factorised": "#9467bd", "equiconv_two_pass": "#c5b0d5",
+           "equiconv_fused": "#8c564b", "equiconv_convolutions": "#ff7f0e", "equiconv_irreps": "#e377c2",
+           "twin": "#17becf"}
 
 
 def draw(rows, folder):

@@ -14,10 +14,12 @@ from benchmarks import (
     construction,
     equality,
     field_layers,
+    labels,
     layers,
     machine,
     network_steps,
     networks,
+    plots,
     precision,
     records,
     registry,
@@ -408,3 +410,7 @@ def test_cuda(tmp_path):
                     "conv,expand_filter", "--budget", 1e-3, "--out", out)
     assert result.exit_code == 0, result.output
     assert all(r.memory_mb >= 0 for r in records.read(out))
+
+
+def test_every_method_has_a_colour_and_a_name():
+    assert set(plots.COLOURS) == set(labels.METHODS)
