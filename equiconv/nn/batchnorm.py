@@ -135,11 +135,12 @@ class _BatchNorm(OnTensors, ByField):
     def _statistics(self, x, tables, weights, biases, moments=None):
         """By what the channels are normalised; moves the running statistics. moments: of ops.field_norm_statistics."""
         batch = self._reads_batch()
-        if batch and moments is None and not is_synchronised(self):
-            self._check_values(x)
+        if batch and moments is None:
+            if is_synchronised(self):
+                moments = self._moments_of_all(x, tables)
+            else:
+                self._check_values(x)
         running = self._lists("running_mean", "running_var") if self.track_running_stats else ([], [])
-        if batch and moments is None and is_synchronised(self):
-            moments = self._moments_of_all(x, tables)
         return field_norm_statistics(x, tables, weights, biases, *running, self._counters(), self.eps,
                                      self._momentum(), self.statistics if batch else "running", batch=batch,
                                      moments=moments)

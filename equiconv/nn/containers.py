@@ -68,7 +68,7 @@ class _Sequence:
     def _with_convolution(self, first, second, third):
         """As _together, of a convolution in evaluation, a batch norm and a function, or one of these after it."""
         options, last, following = {}, first, second
-        if is_folding_pair(first, second) and _is_foldable(first, second):
+        if self._folds_into(first, second):
             options, last, following = {"norm": second}, second, third
         if is_epilogue(first, following) and following.in_type == last.out_type and not has_hooks(following):
             options["activation"] = activation_of(following)
@@ -76,8 +76,8 @@ class _Sequence:
 
     def _folds_into(self, convolution, norm):
         """Whether a module becomes part, now, of the one before it."""
-        return (self.folds and not convolution.training and is_folding_pair(convolution, norm)
-                and _is_foldable(convolution, norm))
+        return (self.folds and is_folding_pair(convolution, norm) and not (convolution.training or _is_training(norm))
+                and not _wants_gradients(convolution, norm) and convolution.why_not_foldable(norm) is None)
 
     def __getstate__(self):
         return {key: value for key, value in self.__dict__.items() if key != irrep_domain.KNOWN}
@@ -116,12 +116,6 @@ def activation_of(module):
 def is_epilogue(first, second):
     """Whether the modules are a convolution and a pointwise function that it can apply."""
     return is_exactly(first, CONVOLUTIONS) and activation_of(second) is not None
-
-
-def _is_foldable(convolution, norm):
-    if _is_training(norm) or _wants_gradients(convolution, norm):
-        return False
-    return convolution.why_not_foldable(norm) is None
 
 
 def _wants_gradients(*modules):

@@ -187,7 +187,7 @@ def _run_in_irreps(leaves, x):
 def _way_of(module):
     """The `way` of a _Leaf: asked in each call, since it depends on more than types."""
     kind = type(module)
-    if not is_exactly(module, (kind,)):
+    if "forward" in module.__dict__:  # a function of the user's
         return None
     if isinstance(module, _Conv):
         is_ours = kind.forward is _Conv.forward and has_kernel(module.weights.device.type)
