@@ -23,7 +23,7 @@ def work_of(method, case, layer):
     torch       a dense convolution
     equiconv_dense       a sum over irrep blocks, then a dense convolution
     equiconv_factorised  harmonics of the input and mixing of irreps; backward those of the gradient, mixed twice
-    equiconv_fused       the same
+    equiconv_fused       the same, with four real products for a complex one instead of three
     equiconv_two_pass    the same, with all of z (and of what lies on either side of the products) written and read
     equiconv    the least of these: what is known to be enough
     """
@@ -32,7 +32,7 @@ def work_of(method, case, layer):
                  if m == "equiconv_dense" or hasattr(layer.module, "method")]
         return {mode: min((work[mode] for work in found), key=lambda work: work.flops) for mode in found[0]}
     if method in ("equiconv_factorised", "equiconv_fused", "equiconv_two_pass"):
-        return _factorised(layer, in_two_passes=method == "equiconv_two_pass")
+        return _factorised(layer, method)
     tensor = layer.x if case.is_transposed else layer.grad
     pixels = tensor.shape[0] * prod(tensor.shape[2:])  # places where the whole filter is applied
     filter = layer.filter_grad if layer.filter_grad is not None else layer.module.weight
@@ -49,17 +49,18 @@ def work_of(method, case, layer):
             "expand": expansion, "expand_training": expansion * 2}
 
 
-def _factorised(layer, in_two_passes):
+def _factorised(layer, method):
     from equiconv.nn.costs import factorised_work
     module, x, grad = layer.module, layer.x, layer.grad
     geometry, size = module.geometry(x.shape), layer.precision.activations.itemsize
     forward = factorised_work(module.plan, geometry)
     back = factorised_work(module.plan, geometry.adjoint, adjoint=True)
+    mixing, mixing_back = ((w.mixing if method == "equiconv_factorised" else w.products) for w in (forward, back))
     pixels, pixels_back = (t.shape[0] * prod(t.shape[2:]) for t in (grad, x))
-    convolution = Work(2 * pixels * forward.multiplications, size * (x.numel() + grad.numel() + forward.packed))
-    backward = Work(2 * pixels_back * (back.multiplications + back.mixing),
+    convolution = Work(2 * pixels * (forward.pointwise + mixing), size * (x.numel() + grad.numel() + forward.packed))
+    backward = Work(2 * pixels_back * (back.pointwise + 2 * mixing_back),
                     size * (2 * x.numel() + grad.numel() + 2 * back.packed))
-    if in_two_passes:  # x^, z and y^ go to memory and come back: z and y^ for each of the products
+    if method == "equiconv_two_pass":  # x^, z and y^ go to memory and come back: z and y^ for each of the products
         convolution += Work(0, 2 * size * (_hat(geometry, x.shape[0]) + pixels * (forward.z + forward.y)))
         backward += Work(0, size * (2 * _hat(geometry.adjoint, x.shape[0]) + pixels_back * (3 * back.z + 4 * back.y)))
     expansion = _expansion_by_blocks(module.plan, layer)

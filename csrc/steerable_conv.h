@@ -17,6 +17,9 @@ struct Header {
   int32_t harmonics, groups, groups_start, sources, sources_start, targets, targets_start, blocks, blocks_start, phases,
       phases_start;
 };
+struct Group {
+  int32_t components, complex;
+};
 struct Source {
   int32_t size, fields, channels_start, transform_start, slots, slots_start, depth_start;
 };
@@ -44,20 +47,24 @@ struct Position {
   int32_t plane, outer, outer_mirrored, middle, middle_mirrored;
 };
 constexpr int kMaxEven = 8, kMaxOdd = 4;
+constexpr int kComplexRows = 3;  // of real weights for each k of complex numbers z = c + i d: for c + d, c and d
 
 // Axes are (outer, middle, inner); in the plane there is no middle.
 constexpr int kAxes = 3;
 constexpr int64_t kMaxPixels = 1024;  // of a tile
 
 // One irrep of the target: the matrix product y^ = W z.
-struct Group {
+struct ResolvedGroup {
   int64_t components;          // a
+  bool complex;                // whether these are real and imaginary parts: see cpu/complex_product.h
   int64_t height, pitch;       // m's; rounded up to whole vectors
   int64_t depth;               // k's
-  int64_t weights_start;       // of W [depth, pitch] in the packed weights
+  int64_t weight_rows;         // of W for each k
+  int64_t weights_start;       // of W [depth * weight_rows, pitch] in the packed weights
   int64_t z_start, y_start;    // in a worker's Z and Y
-  int64_t row;                 // length of a row of Z and of Y: components * pixels, and some more
-  int64_t transposed_start;    // of [components * pixels, pitch] in a worker's transposed companion
+  int64_t parts;               // of a row of Z and of Y: the components and, of complex numbers with a companion, their sum
+  int64_t row;                 // its length: parts * pixels, and some more
+  int64_t transposed_start;    // of [parts * pixels, pitch] in a worker's transposed companion
 };
 
 // What one phase needs for its harmonics, with taps resolved to places in a component's planes.
@@ -125,7 +132,7 @@ struct Params {
   Tile tile;
   int64_t num_groups, num_sources, num_targets;
   int64_t source_fields;       // of all sources
-  const Group* groups;
+  const ResolvedGroup* groups;
   const int64_t* k_start;      // [sources, groups]: the first k of the source's first field
   const int64_t* m_start;      // [targets, groups]
   const int64_t* chunk;        // [sources]: fields that are taken together

@@ -1,4 +1,5 @@
 """What steerable_conv is made of: folded harmonics, the stages of a factorised plan, and the geometry of both ways."""
+from collections import defaultdict
 from itertools import product
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from equiconv.layout import PAIR, Geometry, factorise
+from equiconv.layout import PAIR, Geometry, complex_products, factorise
 from equiconv.layout.conv_tables import HEADER, MAX_EVEN, MAX_ODD, PHASE, conv_tables
 from equiconv.layout.folding import fold, point_symmetrise, symmetrise
 from equiconv.reference.steerable_conv import steerable_conv
@@ -160,6 +161,65 @@ def test_plans_are_complete(case):
         for block in plan.blocks:
             for group, m, k, *_ in block.entries:
                 assert m < block.target.height[group] and k < block.source.depth[group]
+
+
+# ---- complex products ----
+
+def mixed(plan):
+    """{(target, component of its y^): value} for random u's and weights, of the first fields, by the plan's own rows."""
+    y = defaultdict(float)
+    for block in plan.blocks:
+        z = {(row.group, row.k, row.component): sum(c * np.sin(b + 7 * h + 1) for b, h, c in row.terms)
+             for row in block.source.rows}
+        components = defaultdict(list)
+        for component, (group, m, a) in block.target.places.items():
+            components[group, m].append((component, a))
+        for group, m, k, path, scale in block.entries:
+            for component, a in components[group, m]:
+                y[plan.targets.index(block.target), component] += (
+                    scale * np.cos(block.weights_start + 3 * path) * _factor(plan, z, group, k, a))
+    return y
+
+
+def _factor(plan, z, group, k, a):
+    """What element k of row m of W is multiplied with to give component a."""
+    if group not in plan.complex:
+        return z[group, k, a]
+    pair, row = divmod(k, complex_products.ROWS)
+    c, d = z[group, pair, 0], z[group, pair, 1]
+    return (c + d, 0 if a == 0 else c, d if a == 0 else 0)[row]
+
+
+@each_case
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_complex_products_are_the_real_ones(case, adjoint):
+    plan = factorise(Call.of(case).plan, Call.of(case).kernel, adjoint)
+    found = complex_products.with_complex_products(plan)
+    want, got = mixed(plan), mixed(found)
+    assert want.keys() == got.keys() and want
+    scale = max(map(abs, want.values()))
+    assert max(abs(got[key] - value) for key, value in want.items()) <= 1e-9 * scale
+
+
+@pytest.mark.parametrize("name,count", [("c3_regular", 1), ("c8_regular", 3), ("so2_irreps", 3), ("so2_on_r3", 2),
+                                        ("d4_regular", 0), ("o2_irreps", 0), ("so3_irreps", 0)])
+def test_complex_irreps_are_found(name, count):
+    """All those of C_N and SO(2) with two components; none where each component has z's of its own."""
+    plan = factorise(Call.of(CASES[name]).plan, Call.of(CASES[name]).kernel)
+    assert len(complex_products.with_complex_products(plan).complex) == count
+
+
+def test_what_is_not_complex_stays_real():
+    """One scale of one path that differs between the components makes their group real, and no other."""
+    plan = factorise(Call.of(CASES["c8_regular"]).plan, Call.of(CASES["c8_regular"]).kernel)
+    block, = plan.blocks
+    group = next(iter(complex_products.with_complex_products(plan).complex))
+    at = next(i for i, entry in enumerate(block.entries) if entry[0] == group)
+    block.entries[at] = (*block.entries[at][:4], 1.001 * block.entries[at][4])
+    found = complex_products.with_complex_products(plan)
+    assert len(found.complex) == 2 and group not in found.complex
+    want, got = mixed(plan), mixed(found)
+    assert all(abs(got[key] - value) <= 1e-9 for key, value in want.items())
 
 
 @pytest.mark.parametrize("name,most", [("c8_16_k5", 1408), ("d8_16_k5", 2816), ("so2_16_k5", 1904), ("o2_16_k5", 976),

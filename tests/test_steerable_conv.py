@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
 import equiconv.nn
-from equiconv.layout import basis_block, conv_tables
+from equiconv.layout import basis_block, complex_products, conv_tables
 from equiconv.ops import steerable_conv
 from equiconv.reference.steerable_conv import ACTIVATIONS
 from tests.cases import CASES, REAL, SMALL, alternating, irreps, regular, space, together, trivial
@@ -576,7 +576,7 @@ def test_bad_arguments_of_the_op():
 HEADER = (Path(__file__).parent.parent / "csrc" / "steerable_conv.h").read_text()
 
 
-@pytest.mark.parametrize("name", ["HEADER", "SOURCE", "SLOT", "ROW", "TARGET", "BLOCK", "PHASE", "CLASS", "POSITION"])
+@pytest.mark.parametrize("name", ["HEADER", "GROUP", "SOURCE", "SLOT", "ROW", "TARGET", "BLOCK", "PHASE", "CLASS", "POSITION"])
 def test_the_records_of_python_are_those_of_cpp(name):
     """One name each, in the same order: the tables are read through the structs."""
     body = re.search(rf"struct {name.title()} {{(.*?)}};", HEADER, re.S)[1]
@@ -585,6 +585,7 @@ def test_the_records_of_python_are_those_of_cpp(name):
 
 def test_the_constants_of_python_are_those_of_cpp():
     for name, value in (("kUnused", conv_tables.UNUSED), ("kShared", conv_tables.SHARED),
-                        ("kMaxEven", conv_tables.MAX_EVEN), ("kMaxOdd", conv_tables.MAX_ODD)):
+                        ("kMaxEven", conv_tables.MAX_EVEN), ("kMaxOdd", conv_tables.MAX_ODD),
+                        ("kComplexRows", complex_products.ROWS)):
         assert int(re.search(rf"\b{name} = (-?\d+)", HEADER)[1]) == value
     assert re.search(r"enum class Activation.*{ (.*) }", HEADER)[1].split(", ") == list(ACTIVATIONS)

@@ -2,6 +2,7 @@
 // the vectors.
 #include "../steerable_conv.h"
 
+#include "complex_product.h"
 #include "functions.h"
 #include "simd.h"
 
@@ -366,7 +367,7 @@ struct Worker {
   }
 
   T* z_row(const Source& source, const Row& row, int64_t place) const {
-    const Group& group = p.groups[row.group];
+    const ResolvedGroup& group = p.groups[row.group];
     const int64_t k = place * p.index[source.depth_start + row.group] + row.k;
     return z + group.z_start + k * group.row + row.component * tile.pixels;
   }
@@ -439,26 +440,49 @@ struct Worker {
 
   void mix(const Source& source, int64_t s, int64_t first, int64_t fields) {
     for (int64_t g = 0; g < p.num_groups; ++g) {
-      const Group& group = p.groups[g];
+      const ResolvedGroup& group = p.groups[g];
       const int64_t depth = p.index[source.depth_start + g], k = p.k_start[s * p.num_groups + g] + first * depth;
-      const int64_t rows = fields * depth, width = group.components * tile.pixels;
+      const int64_t rows = fields * depth;
       if (rows == 0) continue;
-      const int64_t at = group.weights_start + k * group.pitch + conv_group * p.packed_size;
-      const T* z_rows = z + group.z_start;
-      if (p.target)
-        multiply_add<T>({static_cast<const T*>(p.packed) + at, 1, group.pitch}, Rows<const T>{z_rows, group.row},
-                        Rows<T>{y + group.y_start, group.row}, group.height, rows, width);
-      if (p.companion)
-        multiply_add<T>({z_rows, group.row, 1}, Rows<T>{transposed + group.transposed_start, group.pitch},
-                        Rows<T>{grad_packed + at, group.pitch}, rows, width, group.pitch);
+      const int64_t at = group.weights_start + k * group.weight_rows * group.pitch + conv_group * p.packed_size;
+      T* const z_rows = z + group.z_start;
+      if (p.target) multiply_add_weights(group, static_cast<const T*>(p.packed) + at, z_rows, rows);
+      if (p.companion) add_gradient(group, z_rows, rows, grad_packed + at);
     }
+  }
+
+  // y^ += W z
+  void multiply_add_weights(const ResolvedGroup& group, const T* weights, const T* z_rows, int64_t depth) const {
+    T* const y_rows = y + group.y_start;
+    if (group.complex)
+      multiply_add_complex(weights, group.pitch, ComplexRows<const T>{z_rows, group.row, tile.pixels},
+                           ComplexRows<T>{y_rows, group.row, tile.pixels}, group.height, depth, tile.pixels);
+    else
+      multiply_add<T>({weights, 1, group.pitch}, Rows<const T>{z_rows, group.row}, Rows<T>{y_rows, group.row}, group.height, depth,
+                      group.components * tile.pixels);
+  }
+
+  // grad W += z g^T; of a complex W, each of its rows from another part of z and of g
+  void add_gradient(const ResolvedGroup& group, T* z_rows, int64_t depth, T* grad) const {
+    const int64_t pixels = tile.pixels, pitch = group.pitch;
+    const T* const g = transposed + group.transposed_start;
+    if (!group.complex)
+      return multiply_add<T>({z_rows, group.row, 1}, Rows<const T>{g, pitch}, Rows<T>{grad, pitch}, depth, group.components * pixels, pitch);
+    for (int64_t k = 0; k < depth; ++k) {
+      T* const row = z_rows + k * group.row;
+      add_parts(row, row + pixels, row + 2 * pixels, pixels);
+    }
+    const int64_t of_z[kComplexRows] = {2, 0, 1}, of_g[kComplexRows] = {2, 1, 0};
+    for (int row = 0; row < kComplexRows; ++row)
+      multiply_add<T>({z_rows + of_z[row] * pixels, group.row, 1}, Rows<const T>{g + of_g[row] * pixels * pitch, pitch},
+                      Rows<T>{grad + row * pitch, kComplexRows * pitch}, depth, pixels, pitch);
   }
 
   // ---- the target ----
 
   T* place_row(const Target& target, int64_t t, int64_t field, int64_t component) const {
     const int32_t* place = p.index + target.places_start + 3 * component;
-    const Group& group = p.groups[place[0]];
+    const ResolvedGroup& group = p.groups[place[0]];
     const int64_t height = p.index[target.height_start + place[0]];
     const int64_t m = p.m_start[t * p.num_groups + place[0]] + field * height + place[1];
     return y + group.y_start + m * group.row + place[2] * tile.pixels;
@@ -602,12 +626,17 @@ struct Worker {
     });
   }
 
-  void transpose(const Group& group) {
+  void transpose(const ResolvedGroup& group) {
     constexpr int kWide = kWidth<T>;
     const T* zero = raw;  // not yet in use
     set_zero(raw, kWide);
+    if (group.complex)
+      for (int64_t m = 0; m < group.height; ++m) {
+        T* const row = y + group.y_start + m * group.row;
+        add_parts(row, row + tile.pixels, row + 2 * tile.pixels, tile.pixels);
+      }
     for (int64_t m = 0; m < group.pitch; m += kWide)
-      for (int64_t n = 0; n < group.components * tile.pixels; n += kWide) {
+      for (int64_t n = 0; n < group.parts * tile.pixels; n += kWide) {
         const T* in[kWide];
         for (int64_t i = 0; i < kWide; ++i) in[i] = m + i < group.height ? y + group.y_start + (m + i) * group.row + n : zero;
         transpose_square<Vector<T>>(in, 0, transposed + group.transposed_start + n * group.pitch + m, group.pitch);
@@ -643,8 +672,9 @@ void each_entry(const Params& p, int64_t begin, int64_t end, F f) {
         for (int64_t e = 0; e < block.entries; ++e, entry += 4) {
           const int64_t g = entry[0], height = p.index[target.height_start + g];
           const int64_t m = p.m_start[block.target * p.num_groups + g] + entry[1];
-          const int64_t k = p.k_start[block.source * p.num_groups + g] + s * p.index[source.depth_start + g] + entry[2];
-          const int64_t packed = conv_group * p.packed_size + p.groups[g].weights_start + k * p.groups[g].pitch + m;
+          const int64_t k = p.k_start[block.source * p.num_groups + g] + s * p.index[source.depth_start + g];
+          const int64_t row = k * p.groups[g].weight_rows + entry[2];
+          const int64_t packed = conv_group * p.packed_size + p.groups[g].weights_start + row * p.groups[g].pitch + m;
           f(EntryWeights<T>{weights + entry[3], packed, target.fields, block.stride_target, height,
                             static_cast<const T*>(p.values)[block.scales_start + e]});
         }

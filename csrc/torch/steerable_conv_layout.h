@@ -51,13 +51,15 @@ class Layout {
     const Source* sources = record<Source>(h_.sources_start);
     const Target* targets = record<Target>(h_.targets_start);
     for (int64_t g = 0; g < h_.groups; ++g) {
-      Group group{};
-      group.components = p_.index[h_.groups_start + g];
+      ResolvedGroup group{};
+      const Group& record = this->record<Group>(h_.groups_start)[g];
+      group.components = record.components, group.complex = record.complex;
+      group.weight_rows = group.complex ? kComplexRows : 1, group.parts = group.components + (group.complex && p_.companion);
       for (int64_t t = 0; t < h_.targets; ++t) group.height += targets[t].fields * p_.index[targets[t].height_start + g];
       for (int64_t s = 0; s < h_.sources; ++s) group.depth += sources[s].fields * p_.index[sources[s].depth_start + g];
       group.pitch = whole(group.height);
       group.weights_start = p_.packed_size;
-      p_.packed_size += group.depth * group.pitch;
+      p_.packed_size += group.depth * group.weight_rows * group.pitch;
       groups_.push_back(group);
     }
     for (int64_t s = 0, size = h_.groups; s < h_.sources; ++s)
@@ -69,7 +71,7 @@ class Layout {
     for (int64_t s = 0; s < h_.sources; ++s) {
       p_.source_fields += sources[s].fields;
       int64_t depth = 1;
-      for (int64_t g = 0; g < h_.groups; ++g) depth = std::max<int64_t>(depth, p_.index[sources[s].depth_start + g]);
+      for (int64_t g = 0; g < h_.groups; ++g) depth = std::max<int64_t>(depth, p_.index[sources[s].depth_start + g] * (groups_[g].complex ? 2 : 1));
       chunk_.push_back(std::min<int64_t>(sources[s].fields, ceil_div(kChunkDepth, depth)));
     }
   }
@@ -174,7 +176,8 @@ class Layout {
 
   double multiplications_per_pixel() const {
     double mixing = 0, combining = 0;
-    for (const Group& group : groups_) mixing += double(group.depth) * group.pitch * group.components, combining += 4. * group.depth * group.components;
+    for (const ResolvedGroup& group : groups_)
+      mixing += double(group.depth) * group.pitch * (group.complex ? group.weight_rows : group.components), combining += 4. * group.depth * group.components;
     return mixing + combining + 4. * h_.harmonics * source_channels();
   }
   double multiplications_per_position() const {
@@ -209,10 +212,10 @@ class Layout {
     needed.planes = (planes + 1) * tile.plane + kSlack;
     needed.u = slot_size * h_.harmonics * (tile.pixels + 16);
     for (int64_t g = 0; g < h_.groups; ++g) {
-      const int64_t row = groups_[g].components * tile.pixels + kWholeVectors;
+      const int64_t row = groups_[g].parts * tile.pixels + kWholeVectors;
       needed.z += chunk_depth(g) * row;
       needed.y += groups_[g].height * row;
-      if (p_.companion) needed.transposed += groups_[g].components * tile.pixels * groups_[g].pitch;
+      if (p_.companion) needed.transposed += groups_[g].parts * tile.pixels * groups_[g].pitch;
     }
     needed.rows = target_size * tile.pixels;
     return needed;
@@ -241,11 +244,11 @@ class Layout {
     p_.scratch_size = at;
     int64_t z = 0, y = 0, transposed = 0;
     for (int64_t g = 0; g < h_.groups; ++g) {
-      Group& group = groups_[g];
-      group.row = group.components * tile.pixels + kWholeVectors;  // not a power of two, or rows share cache sets
+      ResolvedGroup& group = groups_[g];
+      group.row = group.parts * tile.pixels + kWholeVectors;  // not a power of two, or rows share cache sets
       group.z_start = z, group.y_start = y, group.transposed_start = transposed;
       z += chunk_depth(g) * group.row, y += group.height * group.row;
-      transposed += group.components * tile.pixels * group.pitch;
+      transposed += group.parts * tile.pixels * group.pitch;
     }
   }
 
@@ -308,7 +311,7 @@ class Layout {
   const Header& h_;
   const int64_t (&kernel_)[kAxes];
   const int64_t (&dilation_)[kAxes];
-  std::vector<Group> groups_;
+  std::vector<ResolvedGroup> groups_;
   std::vector<int64_t> k_start_, m_start_, chunk_, taps_;
   std::vector<ResolvedPhase> phases_;
   std::vector<ResolvedClass> classes_;

@@ -8,17 +8,19 @@ from math import ceil
 
 import numpy as np
 
+from .complex_products import with_complex_products
 from .flat_table import PADDING, FlatTable
 from .folding import fold
 
 HEADER = (
     "harmonics",                              # R
-    "groups", "groups_start",                 # number of components of each group
+    "groups", "groups_start",
     "sources", "sources_start",
     "targets", "targets_start",
     "blocks", "blocks_start",
     "phases", "phases_start",
 )
+GROUP = ("components", "complex")             # complex: layout.complex_products
 SOURCE = (
     "size", "fields", "channels_start",       # fields of one group of the convolution
     "transform_start",                        # in values: A [size, size]; -1 for the identity
@@ -43,7 +45,7 @@ BLOCK = (
     "source", "target",
     "weights_start", "paths",
     "stride_source", "stride_target", "stride_group",   # in weights, to the next field, to the next group of fields
-    "entries", "entries_start", "scales_start",         # (group, m, k, path)
+    "entries", "entries_start", "scales_start",         # (group, m, row of weights, path)
 )
 PHASE = (                                     # the positions that take part in some of the taps: see layout.Geometry
     "outer", "middle", "inner",               # residue of p + padding modulo stride, if up
@@ -67,6 +69,7 @@ def conv_tables(plan, kernel, stride, dilation, groups, up):
 
     kernel, stride, dilation  tuples over the axes
     """
+    plan = with_complex_products(plan)
     index, values = FlatTable(np.int32), FlatTable(np.float64)
     index.reserve(len(HEADER))
     records = dict(
@@ -74,7 +77,9 @@ def conv_tables(plan, kernel, stride, dilation, groups, up):
         targets=[_target(t, plan, index, values, 1 if up else groups) for t in plan.targets],
         blocks=[_block(b, plan, index, values, groups, up) for b in plan.blocks],
         phases=_phases(plan.harmonics, three_axes(kernel), three_axes(stride), three_axes(dilation), up, index, values))
-    header = dict(harmonics=len(plan.harmonics), groups=len(plan.components), groups_start=index.add(plan.components))
+    records["groups"] = [_record(GROUP, components=components, complex=int(g in plan.complex))
+                         for g, components in enumerate(plan.components)]
+    header = dict(harmonics=len(plan.harmonics))
     for name, rows in records.items():
         header.update({name: len(rows), f"{name}_start": index.add(rows)})
     index.fill(0, [header[name] for name in HEADER])

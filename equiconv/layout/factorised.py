@@ -69,13 +69,17 @@ class Block:
 
 @dataclass
 class FactorisedPlan:
-    """What the stages need. components[g] is the number of a's of group g."""
+    """What the stages need. components[g] is the number of a's of group g.
+
+    complex  groups whose a's are the real and the imaginary part (see layout.complex_products)
+    """
     harmonics: np.ndarray  # [R, S]
     components: list
     sources: list
     targets: list
     blocks: list
     adjoint: bool
+    complex: frozenset = frozenset()
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class _Kernel:
 def factorise(plan, kernel, adjoint=False):
     """FactorisedPlan of a layout.FilterPlan whose taps form a grid of shape `kernel`."""
     sources, targets, blocks, kernels, weights = {}, {}, [], [], 0
+    norms = _balanced(plan)
     for pair in plan.pairs:
         source_fields, target_fields = pair.in_fields, pair.out_fields
         into, back = source_fields.layout.change_of_basis_inv, target_fields.layout.change_of_basis
@@ -104,8 +109,8 @@ def factorise(plan, kernel, adjoint=False):
             source = sources.setdefault(_key(source_fields), Source(source_fields, into))
             block = Block(source, target, weights, len(pair.paths), len(pair.out_fields), len(pair.in_fields))
             blocks.append(block)
-            kernels += [_Kernel(block, p, path.in_slot, path.out_slot, path.coefficients.transpose(1, 0, 2)) if adjoint
-                        else _Kernel(block, p, path.out_slot, path.in_slot, path.coefficients)
+            kernels += [_Kernel(block, p, path.in_slot, path.out_slot, path.coefficients.transpose(1, 0, 2) / norms)
+                        if adjoint else _Kernel(block, p, path.out_slot, path.in_slot, path.coefficients / norms)
                         for p, path in enumerate(pair.paths)]
             weights += len(pair.paths) * len(pair.out_fields) * len(pair.in_fields)
     components = []
@@ -114,8 +119,22 @@ def factorise(plan, kernel, adjoint=False):
         components.append(_add_group(len(components), irrep, mine, targets.values()))
     for source in sources.values():
         source.rows.sort(key=lambda row: row.slot.start)  # those of one irrep together: they share the u's
-    return FactorisedPlan(symmetrise(plan.harmonics, kernel), components, list(sources.values()),
+    return FactorisedPlan(symmetrise(plan.harmonics, kernel) * norms[:, None], components, list(sources.values()),
                           list(targets.values()), blocks, adjoint)
+
+
+def _balanced(plan):
+    """[R] factors of the harmonics that give those of a kernel equal coefficients, as cos and sin of one angle have.
+
+    The kernels of the smallest irreps decide, which hold the fewest harmonics.
+    """
+    factors = np.zeros(len(plan.harmonics))
+    for path in sorted((path for pair in plan.pairs for path in pair.paths), key=lambda p: p.coefficients.size):
+        largest = np.abs(path.coefficients).max((0, 1))
+        known, new = (factors > 0) & (largest > 0), (factors == 0) & (largest > 0)
+        scale = (largest[known] / factors[known]).max() if known.any() else largest.max(initial=0)
+        factors[new] = largest[new] / scale
+    return np.where(factors > 0, factors, 1)
 
 
 def _key(fields):

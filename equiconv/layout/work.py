@@ -4,6 +4,7 @@ from math import prod
 
 import numpy as np
 
+from .complex_products import ROWS, with_complex_products
 from .conv_tables import folded_phases, three_axes
 
 
@@ -14,7 +15,8 @@ class Work:
     harmonics   folded harmonics of every component, averaged over the phases of a strided layer
     combining   the sums of z, where it is not one harmonic
     transforms  A and A', where they are not the identity
-    mixing      the matrix products
+    mixing      the matrix products, complex ones in three real products
+    products    the same, complex ones in four
     packed      elements of the matrices W
     entries     of the blocks, that are added up in them
     z, y        numbers of z and of y^
@@ -23,18 +25,25 @@ class Work:
     combining: float
     transforms: float
     mixing: float
+    products: float
     packed: int
     entries: int
     z: int
     y: int
 
     @property
+    def pointwise(self):
+        """All but the matrix products."""
+        return self.harmonics + self.combining + self.transforms
+
+    @property
     def multiplications(self):
-        return self.harmonics + self.combining + self.transforms + self.mixing
+        return self.pointwise + self.mixing
 
 
 def work_of(plan, kernel, stride, dilation, groups, up):
     """Work of a FactorisedPlan in a convolution of that shape (see Geometry)."""
+    plan = with_complex_products(plan)
     in_source, in_target = (groups, 1) if up else (1, groups)  # what a side's fields are divided by
     sources = [(len(s.fields) // in_source, s) for s in plan.sources]
     targets = [(len(t.fields) // in_target, t) for t in plan.targets]
@@ -46,14 +55,15 @@ def work_of(plan, kernel, stride, dilation, groups, up):
                     for fields, source in sources)
     transforms = sum(fields * side.transform.size for fields, side in (*sources, *targets)
                      if not np.array_equal(side.transform, np.eye(len(side.transform))))
-    shapes = [(size, sum(n * s.depth.get(g, 0) for n, s in sources), sum(n * t.height.get(g, 0) for n, t in targets))
-              for g, size in enumerate(plan.components)]
-    mixing = sum(size * depth * height for size, depth, height in shapes)
+    shapes = [(size, sum(n * s.depth.get(g, 0) for n, s in sources), sum(n * t.height.get(g, 0) for n, t in targets),
+               ROWS if g in plan.complex else 1) for g, size in enumerate(plan.components)]
+    products = sum((4 if rows > 1 else size) * depth * height for size, depth, height, rows in shapes)
+    mixing = sum((ROWS if rows > 1 else size) * depth * height for size, depth, height, rows in shapes)
     entries = sum(len(block.entries) * block.out_fields * block.in_fields for block in plan.blocks)
-    return Work(groups * harmonics, groups * combining, groups * transforms, groups * mixing,
-                groups * sum(depth * height for _, depth, height in shapes), entries,
-                groups * sum(size * depth for size, depth, _ in shapes),
-                groups * sum(size * height for size, _, height in shapes))
+    return Work(groups * harmonics, groups * combining, groups * transforms, groups * mixing, groups * products,
+                groups * sum(rows * depth * height for _, depth, height, rows in shapes), entries,
+                groups * sum(size * depth for size, depth, *_ in shapes),
+                groups * sum(size * height for size, _, height, _ in shapes))
 
 
 def dense_work(plan, stride, up):

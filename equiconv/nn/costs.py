@@ -74,7 +74,7 @@ def _factorised(plan, geometry, batch, adjoint, products):
     pixels = batch * padded_pixels(geometry)
     phases = prod(geometry.stride) if geometry.up else 1
     tiles = batch * geometry.groups * phases * ceil(padded_pixels(geometry) / phases / TILE)
-    return np.array([pixels * (work.multiplications - work.mixing), pixels * work.mixing * products,
+    return np.array([pixels * work.pointwise, pixels * work.mixing * products,
                      products * work.entries, tiles, products])
 
 

@@ -84,7 +84,7 @@ def _passes(plan, geometry, batch, dtype, adjoint, products, rates):
     copies = (source + hat + products * (work.y * pixels + target)) * size / rates.bytes
     first = max((hat + work.z * pixels) * size / rates.bytes, pixels * (2 * work.harmonics + work.combining) / lanes)
     mixing = max((work.z + work.y) * pixels * size / rates.bytes,
-                 work.mixing * pixels / rates.products[precision(dtype, "products")])
+                 work.products * pixels / rates.products[precision(dtype, "products")])
     factorised = plan.factorised(geometry.kernel, adjoint)
     irreps = sum(len({row.slot for row in s.rows}) for s in factorised.sources)
     calls = geometry.groups * (TWO_PASS_CALLS * products + CALLS_OF_IRREP * irreps)
