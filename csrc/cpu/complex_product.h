@@ -24,7 +24,7 @@ __attribute__((noinline)) void complex_block(const T* weights, int64_t pitch, co
   using V = Vector<T>;
   V both[M] = {}, real[M] = {}, imaginary[M] = {};
   for (int64_t k = 0; k < depth; ++k, z += stride_z, weights += kComplexRows * pitch) {
-    const V c = *reinterpret_cast<const V*>(z), d = *reinterpret_cast<const V*>(z + imaginary_z), sum = c + d;
+    const V c = load<V>(z), d = load<V>(z + imaginary_z), sum = c + d;
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) both[m] += weights[m] * sum;
 #pragma GCC unroll 8
@@ -34,8 +34,8 @@ __attribute__((noinline)) void complex_block(const T* weights, int64_t pitch, co
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m, y += stride_y) {
-    *reinterpret_cast<V*>(y) += both[m] + real[m];
-    *reinterpret_cast<V*>(y + imaginary_y) += both[m] + imaginary[m];
+    store_vector(load<V>(y) + (both[m] + real[m]), y);
+    store_vector(load<V>(y + imaginary_y) + (both[m] + imaginary[m]), y + imaginary_y);
   }
 }
 
@@ -66,8 +66,7 @@ void multiply_add_complex(const T* weights, int64_t pitch, const ComplexRows<con
 template <class T>
 void add_parts(const T* c, const T* d, T* row, int64_t count) {
   using V = Vector<T>;
-  for (int64_t i = 0; i < count; i += kWidth<T>)
-    *reinterpret_cast<V*>(row + i) = *reinterpret_cast<const V*>(c + i) + *reinterpret_cast<const V*>(d + i);
+  for (int64_t i = 0; i < count; i += kWidth<T>) store_vector(load<V>(c + i) + load<V>(d + i), row + i);
 }
 
 }  // namespace

@@ -20,6 +20,16 @@ template <class T> using Vector __attribute__((vector_size(kVectorBytes), aligne
 template <class T> using HalfVector __attribute__((vector_size(kVectorBytes / 2), aligned(sizeof(T)), may_alias)) = T;
 template <class T> constexpr int kWidth = kVectorBytes / int(sizeof(T));
 
+template <class V, class T>
+inline __attribute__((always_inline)) V load(const T* from) {
+  return *reinterpret_cast<const V*>(from);
+}
+
+template <class V, class T>
+inline __attribute__((always_inline)) void store_vector(const V& vector, T* to) {
+  *reinterpret_cast<V*>(to) = vector;
+}
+
 // ---- out[m, :] = sum_k a[m, k] b[k, :] -------------------------------------------------------------------------
 
 template <class T>
