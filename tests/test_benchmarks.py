@@ -284,8 +284,10 @@ def test_wrn28_10_has_the_weights_of_the_plain_network():
 # arithmetic, timing, equality
 
 def test_work_of_a_known_layer():
-    """c8_16_k3: per pixel 147k dense multiply-adds; 21.5k of mixing (16.9k if complex ones are three real products), and
-    17 of folded harmonics per channel."""
+    """c8_16_k3: per pixel 147k dense multiply-adds; 21.5k of mixing, and 17 of folded harmonics per channel.
+
+    With three real products for a complex one, 16.9k of mixing.
+    """
     case = CASES["c8_16_k3"]
     pixels = case.cpu_batch * 32 * 32
     escnn_layer = layers.build(case, "escnn", "cpu", FLOAT32)

@@ -166,7 +166,7 @@ def test_plans_are_complete(case):
 # ---- complex products ----
 
 def mixed(plan):
-    """{(target, component of its y^): value} for random u's and weights, of the first fields, by the plan's own rows."""
+    """{(target, component of its y^): value} for some u's and weights, of the first fields, by the plan's own rows."""
     y = defaultdict(float)
     for block in plan.blocks:
         z = {(row.group, row.k, row.component): sum(c * np.sin(b + 7 * h + 1) for b, h, c in row.terms)

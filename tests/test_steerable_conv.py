@@ -576,7 +576,8 @@ def test_bad_arguments_of_the_op():
 HEADER = (Path(__file__).parent.parent / "csrc" / "steerable_conv.h").read_text()
 
 
-@pytest.mark.parametrize("name", ["HEADER", "GROUP", "SOURCE", "SLOT", "ROW", "TARGET", "BLOCK", "PHASE", "CLASS", "POSITION"])
+@pytest.mark.parametrize("name", ["HEADER", "GROUP", "SOURCE", "SLOT", "ROW", "TARGET", "BLOCK", "PHASE", "CLASS",
+                                  "POSITION"])
 def test_the_records_of_python_are_those_of_cpp(name):
     """One name each, in the same order: the tables are read through the structs."""
     body = re.search(rf"struct {name.title()} {{(.*?)}};", HEADER, re.S)[1]

@@ -15,7 +15,7 @@ REAL, IMAGINARY = ((0, 1), (1, -1), (2, -1)), ((1, 1), (2, -1))  # (row, factor)
 
 
 def with_complex_products(plan):
-    """The FactorisedPlan with `complex` groups: of half as many k's and m's, of components (c, d), where it can have such.
+    """The FactorisedPlan with `complex` groups, where it can have such: half as many k's and m's, of components (c, d).
 
     The entries of a complex group are those of its real weights [ROWS * k + row, m].
     """
@@ -46,7 +46,7 @@ def _pairs(plan, group):
     numbers = {id(source): {} for source in plan.sources}
     for block in plan.blocks:
         known = numbers[id(block.source)]
-        for (_, path), terms in _products(block, group).items():
+        for terms in _products(block, group).values():
             pair = _ordered(terms)
             if pair is None or [known.setdefault(k, (pair, i)) for i, k in enumerate(pair)] != [(pair, 0), (pair, 1)]:
                 return None
@@ -70,7 +70,7 @@ def _products(block, group):
 
 
 def _ordered(terms):
-    """(k of c, k of d) such that a path, y^[a] = scale z[k], is a real or an imaginary number times c + i d; or None."""
+    """(k of c, k of d) such that a path, y^[a] = scale z[k], is a real or imaginary number times c + i d; or None."""
     if len(terms) != 2 or None in terms.values():
         return None
     (k, scale), (other, scale_of_other) = terms[0], terms[1]
