@@ -70,9 +70,9 @@ def evaluate(model, x):
         return model(x).tensor
 
 
-def compiled(model, x):
+def compiled(model, x, mode=torch.no_grad):
     torch._dynamo.reset()
-    with torch.no_grad():
+    with mode():
         return torch.compile(lambda t: model(x.type(t)).tensor, fullgraph=True, backend="aot_eager")(x.tensor)
 
 
@@ -183,6 +183,7 @@ def test_compile():
     want = evaluate(model, x)
     equiconv.accelerate(model, fold=True)
     assert_close(compiled(model, x), want)
+    assert_close(compiled(model, x, torch.inference_mode), want)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

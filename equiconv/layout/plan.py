@@ -75,18 +75,20 @@ class FilterPlan:
             self._placed[key] = (self._pairs.to(device), self._index.to(device), self._values.to(device, dtype))
         return self._placed[key]
 
-    def out_components(self):
-        """[weights] int64, NumPy: the first component, of Q_out^-1 times the output, that each weight adds to.
+    def out_components(self, device):
+        """[weights] int64: the first component, of Q_out^-1 times the output, that each weight adds to.
 
         The components of an irrep follow each other. None where kernels do not separate into irreps of the output.
         """
-        if "out components" not in self._factorised:
-            if any(path.out_slot.irrep is None for pair in self.pairs for path in pair.paths):
-                found = None
-            else:
+        key = ("out components", device)
+        if key not in self._placed:
+            found = None
+            if not any(path.out_slot.irrep is None for pair in self.pairs for path in pair.paths):
                 found = np.concatenate([np.empty(0, np.int64), *[_out_components(pair) for pair in self.pairs]])
-            self._factorised["out components"] = found
-        return self._factorised["out components"]
+                with torch.inference_mode(False):  # it serves later calls that need gradients
+                    found = torch.from_numpy(found).to(device)
+            self._placed[key] = found
+        return self._placed[key]
 
     def separates(self):
         """(of the input, of the output): whether all kernels separate into irreps of it."""

@@ -125,7 +125,7 @@ class Expanded:
         """Why a batch norm that follows cannot become part of the filter and bias in evaluation, or None."""
         if norm.in_type != self.out_type:
             return "its fields are not those of the convolution before it"
-        if self.plan.out_components() is None:
+        if self.plan.out_components(self.weights.device) is None:
             return "the checkpoint's basis of the convolution before it does not separate into irreps"
         return norm.why_not_affine()
 
@@ -135,7 +135,7 @@ class Expanded:
         The norm multiplies all components of an irrep of the output alike, so each weight, which leads to one irrep,
         takes the factor of that.
         """
-        components = torch.from_numpy(self.plan.out_components()).to(self.weights.device)
+        components = self.plan.out_components(self.weights.device)
         weights = self.weights * norm.scale_in_evaluation().index_select(0, components)
         bias = self.weights.new_zeros(self.out_type.size) if self.bias is None else self.bias_expansion @ self.bias
         pixel = GeometricTensor(bias.view(1, -1, *[1] * len(self.kernel)), self.out_type)
