@@ -131,7 +131,7 @@ def steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, paddin
                    groups=1, transposed=False, output_padding=0, activation="identity", alpha=1.0, backend=None):
     """A steerable convolution in factorised form: harmonics, Clebsch-Gordan coefficients and mixing in turn.
 
-    Equal to torch's convolution with the filter that ops.expand_filter makes of the same weights and plan, with 3 to 27
+    Equal to torch's convolution with the filter that ops.expand_filter makes of the same weights and plan, with 4 to 30
     times fewer multiplications (see layout.factorised for the stages).
 
     x             [B, in_channels, *spatial], two or three spatial dimensions; float32 or float64, for the backend
