@@ -77,7 +77,7 @@ def accelerate(model, *, method=None, fold=None, irrep_domain=None, verbose=Fals
         if cls is not None:
             module.__class__ = cls
             module._adopt()
-        if method is not None and isinstance(module, Planned):
+        if method is not None and getattr(module, "takes_method", False):
             module.method = method
     for module in model.modules():
         if type(module) is Sequential and (_pairs(module, containers.is_activated_pair)

@@ -68,7 +68,7 @@ def test_factorised(in_type, out_type, phase, dtype):
     plain = HarmonicConv(in_type, out_type, KERNEL, padding=2, phase=phase, factorised=False)
     plain.load_state_dict(conv.state_dict())
     conv, plain = conv.to(dtype), plain.to(dtype)
-    conv._steerable.method = "factorised"
+    conv.method = "factorised"
     filter = equiconv.ops.expand_filter(conv.steerable_weights(), conv._steerable.plan, (KERNEL, KERNEL))
     torch.testing.assert_close(filter, plain.filter(), rtol=1e-4, atol=1e-5)
     x = torch.randn(2, in_type.size, 9, 9, dtype=dtype)
@@ -81,6 +81,18 @@ def test_factorised(in_type, out_type, phase, dtype):
     for got in found[:2]:
         for a, b in zip(got, found[2]):
             assert (a - b).norm() < 1e-5 * b.norm()
+
+
+def test_method():
+    conv, plain = (HarmonicConv(REAL, fields(0, 1), KERNEL, factorised=factorised) for factorised in (True, False))
+    model = torch.nn.Sequential(conv, plain)
+    assert (conv.method, plain.method) == ("auto", "dense")
+    equiconv.accelerate(model, method="factorised")
+    assert (conv.method, plain.method) == ("factorised", "dense")
+    with pytest.raises(ValueError, match="always dense"):
+        plain.method = "factorised"
+    with pytest.raises(ValueError, match="method must be"):
+        conv.method = "quick"
 
 
 def test_filters_are_those_of_the_paper():

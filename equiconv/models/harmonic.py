@@ -50,6 +50,7 @@ class HarmonicConv(Tabulated, EquivariantModule):
     phase        whether b is learned; 0 otherwise
     factorised   whether it is computed as equiconv.nn.R2Conv is, by the method that is faster; else always densely
 
+    method   of the convolution that computes it, as R2Conv has it; always "dense" if not factorised
     profile  [orders m, out channels, in channels, rings]
     phase    [orders m, out channels, in channels], in radians; or None
 
@@ -91,6 +92,20 @@ class HarmonicConv(Tabulated, EquivariantModule):
             mixing = _mixing(None if self.is_real else in_orders[i], out_orders[o], rings, self.kernel_size)
             self._mixed.append((self.pairs[o][i], f"mixing{len(self._mixed)}"))
             self.register_buffer(self._mixed[-1][1], mixing.clone(), persistent=False)
+
+    @property
+    def takes_method(self):
+        return self._steerable is not None
+
+    @property
+    def method(self):
+        return self._steerable.method if self.takes_method else "dense"
+
+    @method.setter
+    def method(self, value):
+        if not self.takes_method:
+            raise ValueError("a HarmonicConv with factorised=False is always dense")
+        self._steerable.method = value
 
     def filter(self):
         """[C out, C in, kernel_size, kernel_size]"""

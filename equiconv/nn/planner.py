@@ -72,6 +72,7 @@ class Planned:
     a nominal one. What the factorised methods cannot do is dense then, and a ValueError where one is asked for by name.
     """
 
+    takes_method = True  # see accelerate; whose computation is a Planned's has it too, with a `method`
     _method = "auto"
     _last_bases, _last_folded = FIELDS, ""
 
