@@ -29,7 +29,7 @@ def test_packages(distribution):
     expected = {".".join(["equiconv", *Path(name).parts]) for name in folders}
     assert set(distribution.packages) == expected  # one without an __init__.py would be left out
     assert distribution.package_dir == {f"equiconv.{name}": str(f.relative_to(ROOT)) for name, f in linked.items()}
-    assert distribution.package_data == {"equiconv.cuda_kernels": ["*.cuh"]}
+    assert distribution.package_data == {"equiconv.cuda_kernels": ["*.cuh"], "equiconv": ["precompiled/*.cubin"]}
     others = [p for name, f in folders.items() for p in f.iterdir()
               if p.is_file() and p.suffix not in (".py", ".so", *([".cuh"] if name == "cuda_kernels" else []))]
     assert not others, "only Python files, the native parts and what is compiled when it is needed are installed"
