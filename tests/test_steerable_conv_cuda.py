@@ -21,7 +21,7 @@ from equiconv.fused import (
     packing,
     structure,
 )
-from equiconv.fused.kernels import SHARED_BYTES, Kernels, maps_source
+from equiconv.fused.kernels import SHARED_BYTES, Kernels
 from equiconv.layout import Geometry
 from equiconv.ops import expand_filter, fused_steerable_conv
 from equiconv.ops.fused_steerable_conv import _key_of
@@ -120,8 +120,9 @@ def rounded(tensor, dtype):
     return torch.from_numpy(irreps.round_to(tensor.double().numpy(), dtype)).to(tensor.dtype)
 
 
-def kernels_of(call, dtype=BF16, arch="sm_90"):
-    return Kernels(call.plan, call.kernel, dtype, call.options.get("stride", 1), SHARED_BYTES[arch])
+def kernels_of(call, dtype=BF16, arch="sm_90", shared_bytes=None):
+    stride = call.options.get("stride", 1)
+    return Kernels(call.plan, call.kernel, dtype, stride, shared_bytes or SHARED_BYTES[arch])
 
 
 # ---- values and gradients, emulated ----
@@ -183,12 +184,25 @@ def small_call():
 
 @needs_gpp
 @pytest.mark.slow
-@pytest.mark.parametrize("name,shared_bytes,slices", [("C4", 96 * 1024, 2), ("C16", 227 * 1024, 3)])
-def test_wide_layers_are_divided(monkeypatch, folder, name, shared_bytes, slices):
-    gpu = emulated_gpu.emulate(monkeypatch, folder)
-    gpu.shared_bytes = shared_bytes
-    assert_as_good_as_dense(layer_of(name, 3 if name == "C4" else 5), BF16)
-    assert gpu.launched.count("equiconv_forward") >= 2 * slices
+def test_wide_layers_are_divided(gpu):
+    assert_as_good_as_dense(layer_of("C16", 5), BF16)
+    assert [gpu.launched.count(f"equiconv_{name}") for name in ("forward", "grad_weight")] == [4, 4]
+
+
+@needs_gpp
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [BF16, TF32], ids=str)
+def test_kernels_take_parts_of_blocks(monkeypatch, gpu, dtype):
+    """As if a warp had fewer registers, and a block of threads less shared memory."""
+    monkeypatch.setattr(structure, "FORWARD_CHANNELS", {2: 56, 4: 56})
+    monkeypatch.setattr(structure, "GRADIENT_TILES", 7)
+    gpu.shared_bytes = 20 * 1024 * dtype.itemsize // 2
+    call = Call(plan_between("D4", regular(11), regular(21), 3), (3, 3), {"padding": 1}, 1, (7, 9))
+    kernels = kernels_of(call, dtype, shared_bytes=gpu.shared_bytes)
+    pieces = [[(p.block, p.first, p.copies) for p in k.structure.pieces] for k in kernels.directions[0].forward]
+    assert any(first > 0 for _, first, _ in sum(pieces, [])) and len(pieces) > 2 and kernels.map_pixels == 8
+    assert_as_good_as_dense(call, dtype)
+    assert gpu.launched.count("equiconv_grad_weight") > 2
 
 
 @needs_gpp
@@ -324,7 +338,7 @@ def test_harmonics_lose_little_when_rounded(k, dtype):
     assert (np.sqrt(np.square(lost).sum((1, 2))) < torch.finfo(dtype).eps / 12 * size).all()
 
 
-@pytest.mark.parametrize("name,k,forward,gradient", [("C8", 5, 1, 1), ("D8", 5, 1, 1), ("C16", 5, 3, 5)])
+@pytest.mark.parametrize("name,k,forward,gradient", [("C8", 5, 1, 1), ("D8", 5, 1, 1), ("C16", 5, 2, 4)])
 def test_number_of_kernels(name, k, forward, gradient):
     there, back = kernels_of(layer_of(name, k)).directions
     assert [len(there.forward), len(back.forward), len(there.gradient)] == [forward, forward, gradient]
@@ -378,7 +392,7 @@ def test_kernels_in_space_are_small():
 
 
 @pytest.mark.parametrize("kilobytes,reason", [
-    (64, "its channels need more shared memory"), (72, "too wide for 8 kernels|its weights need more shared memory")])
+    (16, "its channels need more shared memory"), (21, "too wide for 16 kernels|its weights need more shared memory")])
 def test_a_layer_that_is_too_wide(monkeypatch, tmp_path, kilobytes, reason):
     emulated_gpu.emulate(monkeypatch, tmp_path).shared_bytes = kilobytes * 1024
     call = layer_of("C16", 5)
@@ -470,7 +484,8 @@ def test_nvcc_in_place_of_nvrtc(monkeypatch):
     compiler.compiler.cache_clear()
     try:
         found = compiler.compiler()
-        assert isinstance(found, compiler.Nvcc) and found.compile(maps_source("Float16"), "sm_80")[:4] == b"\x7fELF"
+        assert isinstance(found, compiler.Nvcc)
+        assert found.compile(kernels_of(small_call(), F16).maps, "sm_80")[:4] == b"\x7fELF"
         with pytest.raises(RuntimeError, match="nvcc: .*undefined"):
             found.compile("int x = y;", "sm_80")
     finally:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import equiconv.nn
-from equiconv import autotuning, precompilation
+from equiconv import autotuning, gspaces, precompilation
 from equiconv.basis import cache as disk
 from equiconv.fused import Unavailable, compiler, fused_unavailable_reason, launch, origin_of_kernels
 from equiconv.fused.kernels import SHARED_BYTES
@@ -356,7 +356,8 @@ def test_networks_from_the_command_line(cuda_compiler, folders):
 @needs_nvcc
 @pytest.mark.slow
 def test_really_compiled(folders, monkeypatch):
-    fields = equiconv.nn.FieldType(equiconv.gspaces.rot2dOnR2(1), [equiconv.gspaces.rot2dOnR2(1).trivial_repr])
+    space = gspaces.trivialOnR2()
+    fields = equiconv.nn.FieldType(space, [space.trivial_repr])
     layer = equiconv.nn.R2Conv(fields, fields, 3)
     report = equiconv.precompile(layer, ["sm_90"], [BF16], in_package=True)
     assert report.compiled["sm_90"] > 3 and not report.failed

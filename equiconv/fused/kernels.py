@@ -17,16 +17,16 @@ from .structure import (
 )
 
 NUMBERS = {torch.bfloat16: "Bfloat16", torch.float16: "Float16", torch.float32: "Tf32"}  # of device.cuh
-MAP_THREADS, PIXELS_OF_MAP = 256, 32  # of maps.cuh
+MAP_THREADS, MAP_PIXELS = 256, (32, 8)  # of maps.cuh: few for many channels
 # Bytes of shared memory that a block can have, of the architectures that kernels can be compiled for without a GPU.
 SHARED_BYTES = {f"sm_{arch}": kilobytes * 1024 for kilobytes, archs in (
     (163, (80, 87)), (99, (86, 89, 120)), (227, (90, 100, 103))) for arch in archs}
 
 
-def maps_source(number):
+def maps_source(number, pixels):
     """C++ of the kernels around the fused ones: see maps.cuh."""
-    kernels = {"pack_channels": ("ChangeChannelsParams", f"ChangeChannels<{number}>::run"),
-               "unpack_channels": ("ChangeChannelsParams", f"ChangeChannels<{number}::Result>::run"),
+    kernels = {"pack_channels": ("ChangeChannelsParams", f"ChangeChannels<{number}, {pixels}>::run"),
+               "unpack_channels": ("ChangeChannelsParams", f"ChangeChannels<{number}::Result, {pixels}>::run"),
                "pack_weights": ("MapParams", f"map_numbers<{number}>"),
                "unpack_gradient": ("MapParams", "map_numbers<Float32>"), "reduce": ("ReduceParams", "reduce")}
     text = "".join(f'extern "C" __global__ void __launch_bounds__({MAP_THREADS}) equiconv_{name}(const {params} p) '
@@ -34,9 +34,9 @@ def maps_source(number):
     return f'#include "maps.cuh"\nnamespace equiconv {{\n{text}}}  // namespace equiconv\n'
 
 
-def map_bytes(terms, dtype):
+def map_bytes(shape, pixels, dtype):
     """Of shared memory, for changing channels by a matrix of that shape."""
-    return (PIXELS_OF_MAP * dtype.itemsize + 4) * sum(terms)
+    return (pixels * dtype.itemsize + 4) * sum(shape)
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,18 @@ class Kernels:
     sides       (Side of the input, of the output)
     directions  (Direction from the one to the other, the adjoint)
     maps        C++ of the kernels around those
+    map_pixels  that each of their blocks takes
     """
 
     def __init__(self, plan, kernel, dtype, stride, shared_bytes):
         """plan: layout.FilterPlan; kernel: its spatial sizes; dtype: a torch.dtype of NUMBERS"""
         check_kernel(kernel)
-        self.weights, self.dtype, self.maps = plan.weights, dtype, maps_source(NUMBERS[dtype])
-        self.sides = sides_of(plan)
-        if max(map_bytes(side.to_packed.shape, dtype) for side in self.sides) > shared_bytes:
+        self.weights, self.dtype, self.sides = plan.weights, dtype, sides_of(plan)
+        self.map_pixels = next((pixels for pixels in MAP_PIXELS if all(
+            map_bytes(side.to_packed.shape, pixels, dtype) <= shared_bytes for side in self.sides)), None)
+        if self.map_pixels is None:
             raise Unsupported("its channels need more shared memory than there is")
+        self.maps = maps_source(NUMBERS[dtype], self.map_pixels)
         self.directions = [Direction(IrrepLayer(plan, kernel, self.sides, adjoint, dtype, stride), shared_bytes,
                                      with_gradient=not adjoint) for adjoint in (False, True)]
 

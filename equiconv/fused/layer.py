@@ -9,7 +9,7 @@ import torch
 from ..formats import dense, is_channels_last
 from . import compiler, launch, packing
 from .irreps import Unsupported, round_to
-from .kernels import MAP_THREADS, NUMBERS, PIXELS_OF_MAP, Kernel, Kernels, map_bytes
+from .kernels import MAP_THREADS, NUMBERS, Kernel, Kernels, map_bytes
 from .structure import check_kernel, tile_for
 
 STRIDES = (1, 2)
@@ -47,7 +47,7 @@ class FusedLayer:
     def __init__(self, kernels, device):
         """kernels: Kernels"""
         self.weights, self.device, self.dtype, self._maps = kernels.weights, device, kernels.dtype, kernels.maps
-        self._launch = launch.device_of(device).launch
+        self._map_pixels, self._launch = kernels.map_pixels, launch.device_of(device).launch
         self._channels = [side.channels for side in kernels.sides]
         self._to_packed, self._from_packed = (
             [_Terms.of(packing.SparseMap.of_matrix(matrix), device) for matrix in matrices]
@@ -135,8 +135,8 @@ class FusedLayer:
         params = launch.ChangeChannelsParams(source.data_ptr(), target.data_ptr(), terms.struct,
                                              None if bias is None else bias.data_ptr(), source_strides, target_strides,
                                              pixels, ACTIVATIONS.index(activation))
-        self._launch(self._maps, f"equiconv_{name}_channels", (len(source) * ceil(pixels / PIXELS_OF_MAP), 1),
-                     MAP_THREADS, map_bytes(terms.shape, self.dtype), params)
+        self._launch(self._maps, f"equiconv_{name}_channels", (len(source) * ceil(pixels / self._map_pixels), 1),
+                     MAP_THREADS, map_bytes(terms.shape, self._map_pixels, self.dtype), params)
 
     def _map(self, name, terms, numbers, dtype):
         result = torch.empty(terms.shape[0], dtype=dtype, device=self.device)

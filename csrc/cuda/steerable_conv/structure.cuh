@@ -96,7 +96,11 @@ struct Structure {
     for (int i = 0; i < m; ++i) o += operands(i) * (T::in[i].copies / 8);
     return o;
   }
-  static constexpr int n_operands = operand_base(n_in);
+  EQ_TABLE static int max_operands() {
+    int most = 0;
+    for (int m = 0; m < n_in; ++m) most = operands(m) > most ? operands(m) : most;
+    return most;
+  }
 };
 
 }  // namespace equiconv
