@@ -24,7 +24,6 @@ from equiconv.fused import (
 from equiconv.fused.kernels import SHARED_BYTES, Kernels
 from equiconv.layout import Geometry
 from equiconv.ops import expand_filter, fused_steerable_conv
-from equiconv.ops.fused_steerable_conv import _key_of
 from tests import cases, emulated_gpu
 from tests.cases import CASES, SMALL, regular
 from tests.steerable_calls import Call, errors, plan_between, results
@@ -249,7 +248,7 @@ def test_activations(gpu, channels_last):
 def test_opcheck(gpu):
     call = small_call()
     x, weights, bias = inputs(call, BF16)
-    arguments = (_key_of(call.plan), [3, 3], 1, False, [1, 1], [call.plan.out_channels, 9, 8])
+    arguments = (call.plan.key(), [3, 3], 1, False, [1, 1], [call.plan.out_channels, 9, 8])
     opcheck(torch.ops.equiconv.steerable_conv.fused, (x, weights, bias, *arguments, "elu"))
     y = torch.ones(2, call.plan.out_channels, 9, 8, dtype=BF16)
     opcheck(torch.ops.equiconv.steerable_conv_bwd.fused, (x, weights, y, *arguments, True, True))

@@ -13,7 +13,7 @@ from ..formats import FLOATING, compute_dtype
 from ..fused import fused_unavailable_reason, origin_of_kernels
 from ..layout import Geometry
 from ..layout.work import dense_work
-from ..library import autocast_dtype
+from ..library import autocast_dtype, is_exporting
 from ..ops.steerable_conv import DTYPES, make_tables
 from . import costs, cuda_costs
 from .bases import FIELDS, Bases
@@ -173,7 +173,7 @@ class Planned:
                 return "a transform of torch.func is active"
             if torch.onnx.is_in_onnx_export():
                 return "the graph of an export is dense"
-        elif torch.compiler.is_exporting():
+        elif is_exporting():
             return "the graph of an export is dense"
         method, in_autocast = self._wanted(x.device), autocast_dtype(x.device.type)
         if in_autocast is not None:
