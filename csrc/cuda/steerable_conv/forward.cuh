@@ -119,7 +119,7 @@ struct Forward {
                                   u32 weights) {
     constexpr int kept = kept_components<T, M>;
     Lines<kept> lines;
-    if constexpr (S::one_slab && kept == T::in[M].size) Input::template load<0>(lines.of, at, Input::component);
+    if constexpr (S::keeps_lines && kept == T::in[M].size) Input::template load<0>(lines.of, at, Input::component);
     unroll<0, S::n_groups>([&](auto group) EQ_INLINE {
       constexpr int g = decltype(group)::value;
       constexpr Range steps = T::steps_of[M][g];
@@ -129,7 +129,7 @@ struct Forward {
         unroll<0, T::in[M].size / kept>([&](auto b) EQ_INLINE {
           unroll<T::groups[g].slabs.first, T::groups[g].slabs.last>([&](auto slab) EQ_INLINE {
             constexpr int s = decltype(slab)::value;
-            if constexpr (!S::one_slab || C::one_by_one)
+            if constexpr (!S::keeps_lines || C::one_by_one)
               Input::template load<s>(lines.of, at + b * Input::component, Input::component);
             respond<s>(combined.u, lines, toeplitz);
             if constexpr (C::one_by_one) combined.template add<decltype(b)::value, s>();
