@@ -171,6 +171,16 @@ def test_float16(gpu):
 
 @needs_gpp
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [BF16, TF32], ids=str)
+@pytest.mark.parametrize("k", [7, 9])
+def test_large_kernels(gpu, k, dtype):
+    """Whose windows have so many lines that they are read again for each group of harmonics."""
+    call = Call(plan_between("C4", regular(2), regular(3), k), (k, k), {"padding": k // 2}, 1, (9, 10))
+    assert_as_good_as_dense(call, dtype, draws=2)
+
+
+@needs_gpp
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["c4_interleaved", "d4_quotient", "so3_irreps", "c4_stride2"])
 def test_tf32(gpu, name):
     assert_as_good_as_dense(Call.of(CASES[name]), TF32, draws=4)
@@ -454,7 +464,7 @@ def test_all_kernels_of_a_layer_compile(tmp_path, dtype, arch):
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("name,k", [
     *((name, k) for name in ("C4", "C8", "D4") for k in (3, 5, 7)), ("D8", 3), ("D8", 5), ("C16", 3),
-    ("C16", 5), ("SO(2)", 5), ("O(2)", 5)])
+    ("C16", 5), ("C16", 7), ("SO(2)", 5), ("O(2)", 5)])
 def test_layers_compile_without_spills(tmp_path, name, k, arch):
     for source in kernels_of(layer_of(name, k), arch=arch).sources:
         compile_(tmp_path, source, arch)
