@@ -158,7 +158,7 @@ def compile_(source, arch):
     """The cubin of that source, compiled now. Raises Unavailable with the compiler's errors."""
     try:
         return compiler().compile(source, arch)
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         raise Unavailable(f"a kernel does not compile: {error}") from error
 
 
