@@ -6,6 +6,7 @@ TORCH ?= torch==2.13.0# installed where neither .venv nor $(PYTHON) has a torch 
 DEMO ?=
 BENCH ?=
 GPU_TEST_S ?= 240
+GPU_WORKERS ?= 8
 GPU_BENCH ?= --preset gpu
 GPU_FIELDS_BENCH ?= --preset gpu-fields
 PY := .venv/bin/python
@@ -31,8 +32,9 @@ lint: .venv/ready
 gpu:  # the benchmarks follow whatever the tests say
 	timeout --foreground $(GPU_TEST_S) $(MAKE) --no-print-directory gpu-test; tests=$$?; \
 	timeout --foreground $$((480 - $(GPU_TEST_S))) $(MAKE) --no-print-directory gpu-bench && exit $$tests
-gpu-test: gpu-build
-	$(PYTHON) -m pytest -q -m "(cuda or triton) and not slow"
+gpu-test: gpu-build  # in several processes where pytest-xdist is installed: most of the time goes into compilers
+	$(PYTHON) -m pytest -q -rs -m "(cuda or triton) and not slow" \
+	  $$($(PYTHON) -c 'import xdist; print("-n $(GPU_WORKERS) --dist worksteal")' 2>/dev/null)
 gpu-bench: gpu-build
 	$(PYTHON) -m benchmarks.run $(GPU_BENCH)
 	for layout in contiguous channels_last; do \

@@ -2,6 +2,8 @@
 
 EQUICONV_CUDA=0         leaves `_cuda` out (so does the absence of nvcc)
 EQUICONV_CUDA_ARCHS     default "80;86;89;90"; PTX is added for the last one
+EQUICONV_PRECOMPILE     arguments of `equiconv precompile`, such as "p4_cnn c8_steerable_cnn --arch sm_90": a wheel gets
+                        these kernels (by default, those that the source tree has in equiconv/precompiled)
 EQUICONV_SANITIZE       for example "address,undefined": for `_cpu` and `_host`
 CXX                     default "g++"
 """
@@ -10,6 +12,7 @@ import filecmp
 import os
 import platform
 import re
+import shlex
 import shutil
 import site
 import subprocess
@@ -26,6 +29,7 @@ PACKAGE = "equiconv"
 CXX = os.environ.get("CXX", "g++")
 NVCC = shutil.which("nvcc") if os.environ.get("EQUICONV_CUDA", "1") != "0" else None
 ARCHS = os.environ.get("EQUICONV_CUDA_ARCHS", "80;86;89;90").split(";")
+PRECOMPILE = shlex.split(os.environ.get("EQUICONV_PRECOMPILE", ""))
 SANITIZE = os.environ.get("EQUICONV_SANITIZE", "")
 X86 = platform.machine() in ("x86_64", "AMD64")
 ISAS = {"portable": ""}
@@ -170,6 +174,9 @@ class BuildNative(build_ext):
 class BuildPython(build_py):
     def run(self):
         shutil.rmtree(self.build_lib, ignore_errors=True)  # or modules deleted since an earlier build would be packed
+        if PRECOMPILE:
+            subprocess.run([sys.executable, "-m", PACKAGE, "precompile", "--package", *PRECOMPILE], check=True)
+            self.__dict__.pop("data_files", None)  # listed anew, with them
         super().run()
 
 
@@ -178,7 +185,8 @@ SOURCES = [str(p) for p in sorted(Path("csrc").rglob("*")) if p.is_file()]  # fo
 setup(
     packages=sorted({*find_packages(include=[PACKAGE, f"{PACKAGE}.*"]), *LINKED}),
     package_dir=LINKED,
-    package_data={f"{PACKAGE}.cuda_kernels": ["*.cuh"]},  # compiled on the user's machine, for a layer
+    package_data={f"{PACKAGE}.cuda_kernels": ["*.cuh"],  # compiled on the user's machine, for a layer
+                  PACKAGE: ["precompiled/*.cubin"]},
     ext_modules=[Extension(f"{PACKAGE}.{part}", [], depends=SOURCES) for part in ("_cpu", "_cuda", "_host")
                  if part != "_cuda" or CUDA_OPS],
     cmdclass={"build_ext": BuildNative, "build_py": BuildPython},

@@ -24,10 +24,11 @@ pytree.install()
 from . import layout, nn, ops, testing  # noqa: E402  (the native ops must be registered first)
 from .acceleration import accelerate, acceleration_report, convert_sync_batchnorm  # noqa: E402
 from .autotuning import autotune  # noqa: E402
+from .precompilation import precompile  # noqa: E402
 
 # scikit-learn's refuses the np.matrix that escnn passes it; without it escnn takes SciPy's exact one.
 _numerical.randomized_svd = None
 
 __version__ = "0.1.0"
 __all__ = ["accelerate", "acceleration_report", "autotune", "convert_sync_batchnorm", "layout", "nn", "ops",
-           "testing"]
+           "precompile", "testing"]

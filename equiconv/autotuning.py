@@ -5,6 +5,7 @@ import torch
 from torch.nn import Module
 
 from .calibration import run, time_of
+from .fused import Unavailable
 from .nn.planner import Planned
 from .testing import evaluation
 
@@ -89,7 +90,10 @@ def _tune(name, module, x, budget_s):
     try:
         for method in module.candidates(x):
             module.method = method
-            seconds[method] = time_of(lambda: run(module, x, module.training), budget_s, x.device)
+            try:
+                seconds[method] = time_of(lambda: run(module, x, module.training), budget_s, x.device)
+            except Unavailable:  # plan_report() says why
+                continue
     except BaseException:
         module.method = before
         raise

@@ -1,10 +1,11 @@
-"""The command line: equiconv info | calibrate | models | demo | train | gallery | bench.
+"""The command line: equiconv info | calibrate | precompile | models | demo | train | gallery | bench.
 
 Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted (go on with --resume).
 """
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -78,6 +79,44 @@ def calibrate():
         typer.echo(f"kept in {backends.CACHE_FOLDER}")
     else:
         typer.echo("not kept: set EQUICONV_CACHE to a folder")
+
+
+@app.command()
+def precompile(
+    networks: Annotated[list[str], typer.Argument(help="names in equiconv.models")],
+    arch: Annotated[str, Option(help="of the GPUs, with commas between")] = "sm_80,sm_90",
+    dtype: Annotated[str, Option(help="bfloat16, float16, float32 (for TF32), with commas")] =
+        "bfloat16,float16,float32",
+    package: Annotated[bool, Option("--package", help="into the package itself, in the place of what it has: a wheel "
+                                                      "that is made then contains them")] = False,
+):
+    """Compiles the fused CUDA kernels of networks before they are needed, and keeps them in EQUICONV_CACHE.
+
+    Needs NVRTC or nvcc, but no GPU. Takes seconds to a minute for each kernel and core.
+    """
+    def run(console):
+        import torch
+
+        from . import models
+        from .experiments.report import table
+        from .experiments.training import progress_bar
+        from .precompilation import precompile as compile_all
+        with torch.device("meta"):
+            chosen = torch.nn.ModuleDict({name: models.create(name) for name in networks})
+        dtypes = [getattr(torch, name, name) for name in dtype.split(",")]
+        with progress_bar(console) as progress:
+            task = progress.add_task("kernels")
+            report = compile_all(chosen, arch.split(","), dtypes, in_package=package,
+                                 tick=lambda done, total: progress.update(task, completed=done, total=total))
+        rows = [(one, report.compiled.get(one, 0), report.kept.get(one, 0)) for one in arch.split(",")]
+        console.print(table("fused kernels", ("architecture", "compiled", "kept already"), rows))
+        for (of_dtype, of_arch, reason), count in Counter(
+                (dtype, arch, reason) for (_, dtype, arch), reason in report.left_out.items()).items():
+            console.print(f"none for {count} convolutions in {of_dtype} on {of_arch}: {reason}")
+        if report.failed:
+            _fail(f"{len(report.failed)} kernels failed, the first with: {report.failed[0]}", FAILED)
+        return True
+    _run(run)
 
 
 @app.command("models")

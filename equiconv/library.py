@@ -189,6 +189,12 @@ def _detached(op):
     return function
 
 
+@torch.compiler.assume_constant_result
+def is_exporting():
+    """Whether a graph is made for export: also where torch < 2.13 takes its own function for true in every graph."""
+    return torch.compiler.is_exporting()
+
+
 def autocast_dtype(device_type):
     """The dtype that autocast asks for on that type of device, or None where autocast is off."""
     if device_type not in backends.PREFERENCE or not torch.is_autocast_enabled(device_type):  # it raises on "meta"

@@ -20,7 +20,7 @@ class EmulatedGpu:
     skipped_line, skipped_in           a barrier or wait that does nothing, in that file of csrc/cuda/steerable_conv
     launched                           the kernels in their order
     """
-    processors, shared_bytes = 2, 227 * 1024
+    processors, shared_bytes, arch, capability = 2, 227 * 1024, "sm_90", (9, 0)
 
     def __init__(self, folder, last_to_first=False, copies_land_early=False, skipped_line=0, skipped_in=""):
         self._folder, self.launched = folder, []

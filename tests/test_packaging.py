@@ -29,7 +29,7 @@ def test_packages(distribution):
     expected = {".".join(["equiconv", *Path(name).parts]) for name in folders}
     assert set(distribution.packages) == expected  # one without an __init__.py would be left out
     assert distribution.package_dir == {f"equiconv.{name}": str(f.relative_to(ROOT)) for name, f in linked.items()}
-    assert distribution.package_data == {"equiconv.cuda_kernels": ["*.cuh"]}
+    assert distribution.package_data == {"equiconv.cuda_kernels": ["*.cuh"], "equiconv": ["precompiled/*.cubin"]}
     others = [p for name, f in folders.items() for p in f.iterdir()
               if p.is_file() and p.suffix not in (".py", ".so", *([".cuh"] if name == "cuda_kernels" else []))]
     assert not others, "only Python files, the native parts and what is compiled when it is needed are installed"
@@ -75,6 +75,9 @@ def test_wheel_outside_the_source_tree(tmp_path):
     left_over = source / f"build/lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}/equiconv/left_over.py"
     left_over.parent.mkdir(parents=True)
     left_over.touch()
+    precompiled = source / "equiconv/precompiled/sm_90_some_kernel.cubin"
+    precompiled.parent.mkdir(exist_ok=True)
+    precompiled.touch()
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", tmp_path,
                     source], check=True)
     wheel, = tmp_path.glob("*.whl")
@@ -83,7 +86,8 @@ def test_wheel_outside_the_source_tree(tmp_path):
         z.extractall(site)
         names = z.namelist()
     assert {Path(name).parts[0] for name in names} == {"equiconv", f"{wheel.name.rsplit('-', 3)[0]}.dist-info"}
-    assert {"equiconv/_cpu.so", "equiconv/cuda_kernels/forward.cuh"} <= set(names)
+    assert {"equiconv/_cpu.so", "equiconv/cuda_kernels/forward.cuh",
+            "equiconv/precompiled/sm_90_some_kernel.cubin"} <= set(names)
     assert not [name for name in names if "left_over" in name]
     code = "import equiconv, equiconv.triton_kernels as t, torch; print(equiconv.__file__, t.__file__); " \
            "print(torch.ops.equiconv.limit_isa(''))"

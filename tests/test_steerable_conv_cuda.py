@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch.library import opcheck
 
-from equiconv.basis import cache as disk
 from equiconv.formats import CHANNELS_LAST, is_channels_last, like
 from equiconv.fused import (
     Unsupported,
@@ -22,10 +21,9 @@ from equiconv.fused import (
     packing,
     structure,
 )
-from equiconv.fused.layer import NUMBERS, maps_source
+from equiconv.fused.kernels import SHARED_BYTES, Kernels
 from equiconv.layout import Geometry
 from equiconv.ops import expand_filter, fused_steerable_conv
-from equiconv.ops.fused_steerable_conv import _key_of
 from tests import cases, emulated_gpu
 from tests.cases import CASES, SMALL, regular
 from tests.steerable_calls import Call, errors, plan_between, results
@@ -36,8 +34,7 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"
 needs_gpp = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 BF16, F16, TF32 = torch.bfloat16, torch.float16, torch.float32  # as the kernels take float32
-HEIGHTS = (32, 1)  # of images: there are kernels for small ones
-SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}  # bytes of a block
+ARCHS = ("sm_80", "sm_90")
 
 
 def is_supported(case):
@@ -122,31 +119,9 @@ def rounded(tensor, dtype):
     return torch.from_numpy(irreps.round_to(tensor.double().numpy(), dtype)).to(tensor.dtype)
 
 
-def structures_of(call, dtype=BF16, shared_bytes=SHARED["sm_90"]):
-    """{kind: (Tile or, for the gradient, buffers; Structures)} of the kernels of a layer."""
-    sides, found = irreps.sides_of(call.plan), {}
+def kernels_of(call, dtype=BF16, arch="sm_90", shared_bytes=None):
     stride = call.options.get("stride", 1)
-    for name, adjoint in (("forward", False), ("adjoint", True)):
-        layer = irreps.IrrepLayer(call.plan, call.kernel, sides, adjoint, dtype, stride)
-        harmonics = structure.Harmonics(layer, structure.FORWARD_SUMS)
-        found[name] = structure.forward_structures(layer, harmonics, shared_bytes)
-        if not adjoint:
-            harmonics = structure.Harmonics(layer, structure.GRADIENT_SUMS)
-            found["gradient"] = structure.gradient_structures(layer, harmonics, shared_bytes)
-    return found
-
-
-def sources_of(call, dtype=BF16, shared_bytes=SHARED["sm_90"]):
-    """The C++ texts of those kernels."""
-    texts, number = [], NUMBERS[dtype]
-    for kind, (option, structures) in structures_of(call, dtype, shared_bytes).items():
-        if kind == "gradient":
-            texts += [s.gradient_source(number, option) for s in structures]
-        else:
-            tiles = dict.fromkeys(structure.tile_for(option, height) for height in HEIGHTS)
-            stores = [False, True] if len(structures) == 1 and structures[0].fields is not None else [False]
-            texts += [s.forward_source(number, tile, store) for s in structures for tile in tiles for store in stores]
-    return texts
+    return Kernels(call.plan, call.kernel, dtype, stride, shared_bytes or SHARED_BYTES[arch])
 
 
 # ---- values and gradients, emulated ----
@@ -196,6 +171,16 @@ def test_float16(gpu):
 
 @needs_gpp
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [BF16, TF32], ids=str)
+@pytest.mark.parametrize("k", [7, 9])
+def test_large_kernels(gpu, k, dtype):
+    """Whose windows have so many lines that they are read again for each group of harmonics."""
+    call = Call(plan_between("C4", regular(2), regular(3), k), (k, k), {"padding": k // 2}, 1, (9, 10))
+    assert_as_good_as_dense(call, dtype, draws=2)
+
+
+@needs_gpp
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["c4_interleaved", "d4_quotient", "so3_irreps", "c4_stride2"])
 def test_tf32(gpu, name):
     assert_as_good_as_dense(Call.of(CASES[name]), TF32, draws=4)
@@ -208,12 +193,25 @@ def small_call():
 
 @needs_gpp
 @pytest.mark.slow
-@pytest.mark.parametrize("name,shared_bytes,slices", [("C4", 96 * 1024, 2), ("C16", 227 * 1024, 3)])
-def test_wide_layers_are_divided(monkeypatch, folder, name, shared_bytes, slices):
-    gpu = emulated_gpu.emulate(monkeypatch, folder)
-    gpu.shared_bytes = shared_bytes
-    assert_as_good_as_dense(layer_of(name, 3 if name == "C4" else 5), BF16)
-    assert gpu.launched.count("equiconv_forward") >= 2 * slices
+def test_wide_layers_are_divided(gpu):
+    assert_as_good_as_dense(layer_of("C16", 5), BF16)
+    assert [gpu.launched.count(f"equiconv_{name}") for name in ("forward", "grad_weight")] == [4, 4]
+
+
+@needs_gpp
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [BF16, TF32], ids=str)
+def test_kernels_take_parts_of_blocks(monkeypatch, gpu, dtype):
+    """As if a warp had fewer registers, and a block of threads less shared memory."""
+    monkeypatch.setattr(structure, "FORWARD_CHANNELS", {2: 56, 4: 56})
+    monkeypatch.setattr(structure, "GRADIENT_TILES", 7)
+    gpu.shared_bytes = 20 * 1024 * dtype.itemsize // 2
+    call = Call(plan_between("D4", regular(11), regular(21), 3), (3, 3), {"padding": 1}, 1, (7, 9))
+    kernels = kernels_of(call, dtype, shared_bytes=gpu.shared_bytes)
+    pieces = [[(p.block, p.first, p.copies) for p in k.structure.pieces] for k in kernels.directions[0].forward]
+    assert any(first > 0 for _, first, _ in sum(pieces, [])) and len(pieces) > 2 and kernels.map_pixels == 8
+    assert_as_good_as_dense(call, dtype)
+    assert gpu.launched.count("equiconv_grad_weight") > 2
 
 
 @needs_gpp
@@ -260,7 +258,7 @@ def test_activations(gpu, channels_last):
 def test_opcheck(gpu):
     call = small_call()
     x, weights, bias = inputs(call, BF16)
-    arguments = (_key_of(call.plan), [3, 3], 1, False, [1, 1], [call.plan.out_channels, 9, 8])
+    arguments = (call.plan.key(), [3, 3], 1, False, [1, 1], [call.plan.out_channels, 9, 8])
     opcheck(torch.ops.equiconv.steerable_conv.fused, (x, weights, bias, *arguments, "elu"))
     y = torch.ones(2, call.plan.out_channels, 9, 8, dtype=BF16)
     opcheck(torch.ops.equiconv.steerable_conv_bwd.fused, (x, weights, y, *arguments, True, True))
@@ -349,10 +347,11 @@ def test_harmonics_lose_little_when_rounded(k, dtype):
     assert (np.sqrt(np.square(lost).sum((1, 2))) < torch.finfo(dtype).eps / 12 * size).all()
 
 
-@pytest.mark.parametrize("name,k,forward,gradient", [("C8", 5, 1, 1), ("D8", 5, 1, 1), ("C16", 5, 3, 5)])
+@pytest.mark.parametrize("name,k,forward,gradient", [("C8", 5, 1, 1), ("D8", 5, 1, 1), ("C16", 5, 2, 4)])
 def test_number_of_kernels(name, k, forward, gradient):
-    found = structures_of(layer_of(name, k))
-    assert [len(found[kind][1]) for kind in ("forward", "adjoint", "gradient")] == [forward, forward, gradient]
+    there, back = kernels_of(layer_of(name, k)).directions
+    assert [len(there.forward), len(back.forward), len(there.gradient)] == [forward, forward, gradient]
+    assert not back.gradient
 
 
 def test_complex_types_share_their_z():
@@ -402,7 +401,7 @@ def test_kernels_in_space_are_small():
 
 
 @pytest.mark.parametrize("kilobytes,reason", [
-    (64, "its channels need more shared memory"), (72, "too wide for 8 kernels|its weights need more shared memory")])
+    (16, "its channels need more shared memory"), (21, "too wide for 16 kernels|its weights need more shared memory")])
 def test_a_layer_that_is_too_wide(monkeypatch, tmp_path, kilobytes, reason):
     emulated_gpu.emulate(monkeypatch, tmp_path).shared_bytes = kilobytes * 1024
     call = layer_of("C16", 5)
@@ -433,34 +432,6 @@ def test_on_a_cpu():
         fused(call)(*inputs(call, BF16))
 
 
-def test_no_compiler(monkeypatch):
-    monkeypatch.setattr(compiler, "compiler", lambda: None)
-    with pytest.raises(RuntimeError, match="cannot run here: there is neither NVRTC nor nvcc"):
-        compiler.compiled("", "sm_90")
-
-
-def test_cache_on_disk(monkeypatch, tmp_path):
-    class Fake:
-        version, archs, calls = "fake 1", {"sm_80", "sm_90"}, 0
-
-        def compile(self, source, arch):
-            self.calls += 1
-            return f"{source} for {arch}".encode()
-
-    fake = Fake()
-    monkeypatch.setattr(compiler, "compiler", lambda: fake)
-    monkeypatch.setattr(disk, "CACHE_FOLDER", str(tmp_path / "cache"))
-    for arch, calls in (("sm_80", 1), ("sm_80", 1), ("sm_90", 2), ("sm_90", 2)):
-        assert compiler.compiled("text", arch) == f"text for {arch}".encode() and fake.calls == calls
-    assert compiler.why_not("sm_80") is None
-    with pytest.raises(RuntimeError, match="does not know sm_75: fake 1"):
-        compiler.compiled("text", "sm_75")
-    fake.version = "fake 2"
-    assert compiler.compiled("text", "sm_90") and fake.calls == 3
-    monkeypatch.setattr(disk, "CACHE_FOLDER", "")
-    assert compiler.compiled("text", "sm_90") and fake.calls == 4
-
-
 # ---- compiled for GPUs ----
 
 def compile_(folder, source, arch):
@@ -476,44 +447,43 @@ def compile_(folder, source, arch):
 
 @needs_nvcc
 def test_kernels_compile(tmp_path):
-    forward, *_ = sources_of(small_call())
-    compile_(tmp_path, forward, "sm_80")
+    compile_(tmp_path, kernels_of(small_call()).sources[1], "sm_80")
 
 
 @needs_nvcc
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
 def test_all_kernels_of_a_layer_compile(tmp_path, dtype, arch):
-    for source in (maps_source(NUMBERS[dtype]), *sources_of(small_call(), dtype)):
+    for source in kernels_of(small_call(), dtype, arch).sources:
         compile_(tmp_path, source, arch)
 
 
 @needs_nvcc
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("name,k", [
     *((name, k) for name in ("C4", "C8", "D4") for k in (3, 5, 7)), ("D8", 3), ("D8", 5), ("C16", 3),
-    ("C16", 5), ("SO(2)", 5), ("O(2)", 5)])
+    ("C16", 5), ("C16", 7), ("SO(2)", 5), ("O(2)", 5)])
 def test_layers_compile_without_spills(tmp_path, name, k, arch):
-    for source in sources_of(layer_of(name, k), shared_bytes=SHARED[arch]):
+    for source in kernels_of(layer_of(name, k), arch=arch).sources:
         compile_(tmp_path, source, arch)
 
 
 @needs_nvcc
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype,stride", [(BF16, 1), (BF16, 2), (TF32, 1)], ids=["bf16", "bf16_stride2", "tf32"])
 @pytest.mark.parametrize("name,k", [("C8", 3), ("C8", 5), ("C8", 7), ("D8", 5), *(
     (name, k) for name in IN_SPACE for k in (3, 5))])
 def test_more_layers_compile_without_spills(tmp_path, name, k, dtype, stride, arch):
     call = (layer_in_space if name in IN_SPACE else layer_of)(name, k)
     call = call.with_(options={**call.options, "stride": stride})
-    if name in IN_SPACE and k == 5 and arch == "sm_80" and (stride, dtype) != (1, BF16):  # its shared memory is small
+    if (name, k, arch) == ("SO(3)", 5, "sm_80") and (stride, dtype) != (1, BF16):  # its shared memory is small
         with pytest.raises(Unsupported, match="shared memory"):
-            sources_of(call, dtype, SHARED[arch])
+            kernels_of(call, dtype, arch)
         return
-    for source in sources_of(call, dtype, SHARED[arch]):
+    for source in kernels_of(call, dtype, arch).sources:
         compile_(tmp_path, source, arch)
 
 
@@ -523,7 +493,8 @@ def test_nvcc_in_place_of_nvrtc(monkeypatch):
     compiler.compiler.cache_clear()
     try:
         found = compiler.compiler()
-        assert isinstance(found, compiler.Nvcc) and found.compile(maps_source("Float16"), "sm_80")[:4] == b"\x7fELF"
+        assert isinstance(found, compiler.Nvcc)
+        assert found.compile(kernels_of(small_call(), F16).maps, "sm_80")[:4] == b"\x7fELF"
         with pytest.raises(RuntimeError, match="nvcc: .*undefined"):
             found.compile("int x = y;", "sm_80")
     finally:
@@ -538,7 +509,7 @@ def test_nvrtc():
             found = compiler.Nvrtc(name)
         except OSError:
             continue
-        for source in (maps_source("Bfloat16"), *sources_of(small_call())):
+        for source in kernels_of(small_call()).sources:
             assert found.compile(source, "sm_90")[:4] == b"\x7fELF"
         with pytest.raises(RuntimeError, match="NVRTC: .*undefined"):
             found.compile("int x = y;", "sm_90")

@@ -141,11 +141,14 @@ def kernels(tmp_path_factory):
     return tmp_path_factory.mktemp("kernels")
 
 
-@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="needs compute-sanitizer")
+@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="compute-sanitizer is not on the PATH")
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck", "synccheck"])
 def test_sanitizer(tool, kernels):
-    done = subprocess.run(["compute-sanitizer", f"--tool={tool}", "--error-exitcode=1", "--kernel-regex=kns=equiconv_",
-                           sys.executable, "-c", SMALL_STEP], cwd=ROOT,
+    options = ["--report-api-errors=no"] if tool == "memcheck" else []  # those of torch's calls, which torch handles
+    done = subprocess.run(["compute-sanitizer", f"--tool={tool}", "--error-exitcode=1", "--kernel-name=kns=equiconv_",
+                           *options, sys.executable, "-W", "ignore", "-c", SMALL_STEP], cwd=ROOT,
                           env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "EQUICONV_CACHE": str(kernels)},
                           capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    if "Device not supported" in done.stdout:
+        pytest.skip("compute-sanitizer does not support this device")
+    assert done.returncode == 0 and " SUMMARY: 0 " in done.stdout, done.stdout[-4000:] + done.stderr[-1000:]

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import torch
 
 from .. import backends
+from ..fused import compiler
 from ..machine import instruction_set, processor
 from ..nn.planner import Planned
 
@@ -48,9 +49,13 @@ def build():
 
 def convolutions():
     """{fact: value} about the choice of a convolution's method."""
-    folder = backends.CACHE_FOLDER
+    folder, found = backends.CACHE_FOLDER, compiler.compiler()
+    precompiled = ", ".join(f"{count} for {arch}" for arch, count in compiler.precompiled().items())
     return {"default method": Planned._method,
-            "its costs": f"measured once, kept in {folder}" if folder else "built in (EQUICONV_CACHE keeps others)"}
+            "its costs": f"measured once, kept in {folder}" if folder else "built in (EQUICONV_CACHE keeps others)",
+            "compiler of fused kernels": found.version if found else "none: neither NVRTC nor nvcc",
+            "precompiled fused kernels": precompiled or "none",
+            "compiled fused kernels": f"kept in {folder}" if folder else "not kept (EQUICONV_CACHE keeps them)"}
 
 
 def ops():

@@ -1,9 +1,14 @@
-"""Compiles the fused kernels when a layer first needs them: with NVRTC, or nvcc; keeps the result in EQUICONV_CACHE."""
+"""Machine code of the fused kernels: kept, in the package or in EQUICONV_CACHE, or compiled by NVRTC or nvcc.
+
+What is kept is found without a compiler: its name says what it was compiled from, but not by which compiler.
+"""
 import ctypes
 import hashlib
+import re
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +18,9 @@ from ..backends import HERE
 from ..basis import cache as disk
 
 SOURCES = HERE / "cuda_kernels"
+PRECOMPILED = HERE / "precompiled"  # of the package: equiconv.precompilation fills it
 STANDARD = "-std=c++17"
+DIGEST_BYTES = 20
 
 
 class Nvrtc:
@@ -69,9 +76,10 @@ class Nvcc:
 
     def __init__(self, path):
         self._path = path
-        self.version, listed = (subprocess.run([path, option], check=True, capture_output=True, text=True).stdout
-                                for option in ("--version", "--list-gpu-code"))
-        self.archs = set(listed.split())
+        version, listed = (subprocess.run([path, option], check=True, capture_output=True, text=True).stdout
+                           for option in ("--version", "--list-gpu-code"))
+        release = re.search(r"release ([\d.]+)", version)
+        self.version, self.archs = f"nvcc {release[1] if release else version.strip()}", set(listed.split())
 
     def compile(self, source, arch):
         """As Nvrtc.compile."""
@@ -85,24 +93,22 @@ class Nvcc:
             return target.read_bytes()
 
 
-def why_not(arch):
-    """None if the kernels can be compiled for an architecture such as "sm_90", else the reason."""
-    found = compiler()
-    if found is None:
-        return "there is neither NVRTC nor nvcc to compile it"
-    return None if arch in found.archs else f"the compiler here does not know {arch}: {found.version}"
+class Unavailable(RuntimeError):
+    """A kernel that cannot be had, or not be loaded, on this machine; says why."""
 
 
 @cache
 def compiler():
-    """An Nvrtc or Nvcc, or None where neither is to be found."""
+    """An Nvrtc or Nvcc, or None where neither is to be found, or works."""
     for library in _libraries():
         try:
             return Nvrtc(library)
         except (OSError, AttributeError, RuntimeError):  # there is none of that name, or it is broken
             continue
-    nvcc = shutil.which("nvcc")
-    return Nvcc(nvcc) if nvcc else None
+    try:
+        return Nvcc(shutil.which("nvcc") or "nvcc")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _libraries():
@@ -114,18 +120,102 @@ def _libraries():
     return [*map(str, sorted(packages.glob(f"*/lib/libnvrtc.so.{major}"))), f"libnvrtc.so.{major}", "libnvrtc.so"]
 
 
-def compiled(source, arch):
-    """The cubin of that source: from the cache on disk, or compiled."""
-    reason = why_not(arch)
-    if reason is not None:
-        raise RuntimeError(f"the fused convolution cannot run here: {reason}")
-    found, digest = compiler(), hashlib.blake2b(digest_size=20)
-    for part in (found.version, arch, source, *(path.read_text() for path in sorted(SOURCES.glob("*.cuh")))):
+def why_not(sources, arch):
+    """None if the kernels of those sources can be had for an architecture such as "sm_90", else the reason."""
+    problem = compiler_problem(arch)
+    missing = 0 if problem is None else sum(kept(source, arch) is None for source in sources)
+    return f"{problem}, and {missing} of its {len(sources)} kernels are not kept for {arch}" if missing else None
+
+
+def compiler_problem(arch):
+    """None if there is a compiler for that architecture, else the reason."""
+    found = compiler()
+    if found is None:
+        return "there is neither NVRTC nor nvcc to compile it"
+    return None if arch in found.archs else f"the compiler here does not know {arch}: {found.version}"
+
+
+def kept(source, arch):
+    """The cubin of that source that is in the package or in the cache on disk, or None."""
+    return next((cubin for cubin, _ in _kept(source, arch)), None)
+
+
+def cubins(source, arch):
+    """Yields cubins of that source, of which the first that can be loaded serves: kept ones, then one compiled now.
+
+    Raises Unavailable where a compiler is needed and there is none.
+    """
+    yield from (cubin for cubin, _ in _kept(source, arch))
+    problem = compiler_problem(arch)
+    if problem is not None:
+        raise Unavailable(problem)
+    cubin = compile_(source, arch)
+    disk.write_file(name_of(source, arch), sealed(cubin))
+    yield cubin
+
+
+def compile_(source, arch):
+    """The cubin of that source, compiled now. Raises Unavailable with the compiler's errors."""
+    try:
+        return compiler().compile(source, arch)
+    except (OSError, RuntimeError) as error:
+        raise Unavailable(f"a kernel does not compile: {error}") from error
+
+
+def origin(sources, arch):
+    """Where the kernels of those sources come from, in words."""
+    found = compiler()
+    compiled = "missing" if found is None else f"compiled by {found.version} when they are needed"
+    where = Counter(next((place for _, place in _kept(source, arch)), compiled) for source in sources)
+    return ", ".join(f"{count} {place}" for place, count in where.items())
+
+
+def name_of(source, arch):
+    """The file that keeps the cubin of that source: another one for other headers."""
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for part in (arch, STANDARD, source, _headers()):
         digest.update(part.encode())
         digest.update(b"\0")
-    name = f"steerable_conv_{digest.hexdigest()}.cubin"
-    cubin = disk.read_file(name)
-    if cubin is None:
-        cubin = found.compile(source, arch)
-        disk.write_file(name, cubin)
-    return cubin
+    return f"{arch}_{digest.hexdigest()}.cubin"
+
+
+def sealed(cubin):
+    """The contents of that file."""
+    return cubin + hashlib.blake2b(cubin, digest_size=DIGEST_BYTES).digest()
+
+
+def is_sealed(contents):
+    """Whether these are the contents of such a file, undamaged. contents: bytes, or None where there is no file"""
+    return contents is not None and sealed(contents[:-DIGEST_BYTES]) == contents
+
+
+def precompiled():
+    """{architecture: kernels in the package, of sources old and new}"""
+    return dict(sorted(Counter(path.name.rpartition("_")[0] for path in PRECOMPILED.glob("*.cubin")).items()))
+
+
+def read_precompiled(name):
+    """The contents of a file of the package, or None."""
+    try:
+        return (PRECOMPILED / name).read_bytes()
+    except OSError:
+        return None
+
+
+def write_precompiled(name, contents):
+    PRECOMPILED.mkdir(exist_ok=True)
+    (PRECOMPILED / name).write_bytes(contents)
+
+
+@cache
+def _headers():
+    return "\0".join(path.read_text() for path in sorted(SOURCES.glob("*.cuh")))
+
+
+def _kept(source, arch):
+    """Yields (cubin, where it is kept)."""
+    name = name_of(source, arch)
+    for read, place in ((read_precompiled, "precompiled in the package"), (disk.read_file, "kept in EQUICONV_CACHE")):
+        contents = read(name)
+        if is_sealed(contents):
+            yield contents[:-DIGEST_BYTES], place

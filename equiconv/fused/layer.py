@@ -1,6 +1,6 @@
 """A layer that the fused kernels compute: its kernels and tables, and their calls for tensors."""
 from dataclasses import dataclass
-from functools import cache, partial, reduce
+from functools import reduce
 from math import ceil, prod
 from weakref import WeakKeyDictionary
 
@@ -8,34 +8,13 @@ import torch
 
 from ..formats import dense, is_channels_last
 from . import compiler, launch, packing
-from .irreps import IrrepLayer, Unsupported, round_to, sides_of
-from .structure import (
-    FORWARD_SUMS,
-    GRADIENT_SUMS,
-    Harmonics,
-    Structure,
-    check_kernel,
-    forward_structures,
-    gradient_structures,
-    tile_for,
-)
+from .irreps import Unsupported, round_to
+from .kernels import MAP_THREADS, NUMBERS, Kernel, Kernels, map_bytes
+from .structure import check_kernel, tile_for
 
-NUMBERS = {torch.bfloat16: "Bfloat16", torch.float16: "Float16", torch.float32: "Tf32"}  # of device.cuh
 STRIDES = (1, 2)
 ACTIVATIONS = ("identity", "relu", "elu")  # in the order of functions.cuh
-MAP_THREADS, PIXELS_OF_MAP = 256, 32  # of maps.cuh
-BLOCKS_PER_PROCESSOR = 2                                          # that the gradient's grid is made for
-
-
-def maps_source(number):
-    """C++ of the kernels around the fused ones: see maps.cuh."""
-    kernels = {"pack_channels": ("ChangeChannelsParams", f"ChangeChannels<{number}>::run"),
-               "unpack_channels": ("ChangeChannelsParams", f"ChangeChannels<{number}::Result>::run"),
-               "pack_weights": ("MapParams", f"map_numbers<{number}>"),
-               "unpack_gradient": ("MapParams", "map_numbers<Float32>"), "reduce": ("ReduceParams", "reduce")}
-    text = "".join(f'extern "C" __global__ void __launch_bounds__({MAP_THREADS}) equiconv_{name}(const {params} p) '
-                   f"{{ {function}(p); }}\n" for name, (params, function) in kernels.items())
-    return f'#include "maps.cuh"\nnamespace equiconv {{\n{text}}}  // namespace equiconv\n'
+BLOCKS_PER_PROCESSOR = 2  # that the gradient's grid is made for
 
 
 @dataclass(frozen=True)
@@ -55,58 +34,32 @@ class _Terms:
 
 
 @dataclass(frozen=True)
-class _Kernel:
-    """A Structure, its C++, the map between its operands or tiles and the layer's weights, and its harmonics."""
-    structure: Structure
-    source: object  # a function of the Tile and of whether it writes fields; or of the buffers
+class _Placed:
+    """A Kernel, the map between its operands or tiles and the layer's weights, and its harmonics, on a device."""
+    kernel: Kernel
     terms: _Terms
     toeplitz: torch.Tensor
 
 
-class _Direction:
-    """From the input to the output, or the adjoint."""
-
-    def __init__(self, plan, kernel, sides, adjoint, device, dtype, stride):
-        irreps, number = IrrepLayer(plan, kernel, sides, adjoint, dtype, stride), NUMBERS[dtype]
-        shared_bytes = launch.device_of(device).shared_bytes
-        self._device, self._dtype, self._weights = device, dtype, plan.weights
-
-        harmonics = Harmonics(irreps, FORWARD_SUMS)
-        self.tile, structures = forward_structures(irreps, harmonics, shared_bytes)
-        self.writes_fields = len(structures) == 1 and structures[0].fields is not None
-        self.forward = self._kernels(structures, harmonics, number, Structure.forward_source, packing.weight_map)
-        if not adjoint:
-            harmonics = Harmonics(irreps, GRADIENT_SUMS)
-            self.buffers, structures = gradient_structures(irreps, harmonics, shared_bytes)
-            self.gradient = self._kernels(structures, harmonics, number, Structure.gradient_source,
-                                          packing.gradient_map)
-
-    def _kernels(self, structures, harmonics, number, source, map_of):
-        toeplitz = round_to(packing.toeplitz(harmonics, self._dtype.itemsize), self._dtype)
-        toeplitz = torch.from_numpy(toeplitz).to(self._device, self._dtype)
-        terms = [_Terms.of(map_of(s, self._weights), self._device) for s in structures]
-        return [_Kernel(s, cache(partial(source, s, number)), t, toeplitz) for s, t in zip(structures, terms)]
-
-
 class FusedLayer:
-    """A FilterPlan on a device, in bfloat16, float16 or (of float32) TF32. Raises Unsupported for what is not possible.
+    """A layer on a device, in bfloat16, float16 or (of float32) TF32. Sizes and paddings are of two axes or three."""
 
-    Sizes and paddings are of two axes or of three.
-    """
+    def __init__(self, kernels, device):
+        """kernels: Kernels"""
+        self.weights, self.device, self.dtype, self._maps = kernels.weights, device, kernels.dtype, kernels.maps
+        self._map_pixels, self._launch = kernels.map_pixels, launch.device_of(device).launch
+        self._channels = [side.channels for side in kernels.sides]
+        self._to_packed, self._from_packed = (
+            [_Terms.of(packing.SparseMap.of_matrix(matrix), device) for matrix in matrices]
+            for matrices in zip(*((side.to_packed, side.to_packed.T) for side in kernels.sides)))
+        self._directions = kernels.directions
+        self._forward = [self._place(direction.forward, packing.weight_map) for direction in kernels.directions]
+        self._gradient = self._place(kernels.directions[False].gradient, packing.gradient_map)
 
-    def __init__(self, plan, kernel, device, dtype, stride):
-        check_kernel(kernel)
-        self.weights, self.device, self.dtype = plan.weights, device, dtype
-        self._launch = launch.device_of(device).launch
-        self._maps = maps_source(NUMBERS[dtype])
-        sides = sides_of(plan)
-        self._channels = [side.channels for side in sides]
-        self._to_packed = [_Terms.of(packing.SparseMap.of_matrix(side.to_packed), device) for side in sides]
-        self._from_packed = [_Terms.of(packing.SparseMap.of_matrix(side.to_packed.T), device) for side in sides]
-        if max(map(self._map_bytes, self._to_packed)) > launch.device_of(device).shared_bytes:
-            raise Unsupported("its channels need more shared memory than there is")
-        self._directions = [_Direction(plan, kernel, sides, adjoint, device, dtype, stride)
-                            for adjoint in (False, True)]
+    def _place(self, kernels, map_of):
+        toeplitz = packing.toeplitz(kernels[0].structure.harmonics, self.dtype.itemsize)  # the same for all of them
+        toeplitz = torch.from_numpy(round_to(toeplitz, self.dtype)).to(self.device, self.dtype)
+        return [_Placed(k, _Terms.of(map_of(k.structure, self.weights), self.device), toeplitz) for k in kernels]
 
     def pack(self, tensor, of_output):
         """The irreps [B, *size, packed channels] of an input or output [B, channels, *size]."""
@@ -137,10 +90,11 @@ class FusedLayer:
             output = result.data_ptr(), None, self._channels[side], 0
         tile = tile_for(direction.tile, target_size[-2])
         image = _image(source.shape[1:-1], target_size[1:], padding, (tile.planes, 2 * tile.rows, 8))
-        for kernel in direction.forward:
-            operands = self._map("pack_weights", kernel.terms, weights, self.dtype)
-            params = launch.ForwardParams(source.data_ptr(), operands.data_ptr(), kernel.toeplitz.data_ptr(),
+        for placed in self._forward[adjoint]:
+            operands = self._map("pack_weights", placed.terms, weights, self.dtype)
+            params = launch.ForwardParams(source.data_ptr(), operands.data_ptr(), placed.toeplitz.data_ptr(),
                                           launch.Output(*output), image)
+            kernel = placed.kernel
             self._launch(kernel.source(tile=tile, in_fields=at_once), "equiconv_forward", (_tiles(source, image), 1),
                          32 * tile.planes * tile.rows, kernel.structure.forward_bytes(tile), params)
         if not at_once:
@@ -155,24 +109,23 @@ class FusedLayer:
         """
         if gradient.numel() == 0:
             return torch.zeros(self.weights, dtype=torch.float32, device=self.device)
-        return reduce(torch.add, (self._gradient_of(kernel, x, gradient, padding)
-                                  for kernel in self._directions[False].gradient))
+        return reduce(torch.add, (self._gradient_of(placed, x, gradient, padding) for placed in self._gradient))
 
-    def _gradient_of(self, kernel, x, gradient, padding):
-        structure, numbers = kernel.structure, kernel.terms.shape[1]
+    def _gradient_of(self, placed, x, gradient, padding):
+        structure, numbers = placed.kernel.structure, placed.terms.shape[1]
         image = _image(x.shape[1:-1], gradient.shape[1:-1], padding, (1, 2 * structure.row_warps, 8))
         tiles = _tiles(x, image)
         splits = min(tiles, ceil(BLOCKS_PER_PROCESSOR * launch.device_of(self.device).processors / structure.jobs))
         partials = torch.empty((splits * structure.row_warps, numbers), dtype=torch.float32, device=self.device)
-        params = launch.GradWeightParams(x.data_ptr(), gradient.data_ptr(), kernel.toeplitz.data_ptr(),
+        params = launch.GradWeightParams(x.data_ptr(), gradient.data_ptr(), placed.toeplitz.data_ptr(),
                                          partials.data_ptr(), self._channels[1], tiles, image)
         buffers = self._directions[False].buffers
-        self._launch(kernel.source(buffers=buffers), "equiconv_grad_weight", (splits, structure.jobs),
+        self._launch(placed.kernel.source(buffers=buffers), "equiconv_grad_weight", (splits, structure.jobs),
                      structure.gradient_threads, structure.gradient_bytes(buffers), params)
         total = torch.empty(numbers, dtype=torch.float32, device=self.device)
         params = launch.ReduceParams(partials.data_ptr(), total.data_ptr(), len(partials), numbers // 4)
         self._launch(self._maps, "equiconv_reduce", (ceil(numbers / 4 / MAP_THREADS), 1), MAP_THREADS, 0, params)
-        return self._map("unpack_gradient", kernel.terms, total, torch.float32)
+        return self._map("unpack_gradient", placed.terms, total, torch.float32)
 
     def _change_channels(self, name, source, source_strides, target, target_strides, terms, bias=None,
                          activation="identity"):
@@ -182,12 +135,8 @@ class FusedLayer:
         params = launch.ChangeChannelsParams(source.data_ptr(), target.data_ptr(), terms.struct,
                                              None if bias is None else bias.data_ptr(), source_strides, target_strides,
                                              pixels, ACTIVATIONS.index(activation))
-        self._launch(self._maps, f"equiconv_{name}_channels", (len(source) * ceil(pixels / PIXELS_OF_MAP), 1),
-                     MAP_THREADS, self._map_bytes(terms), params)
-
-    def _map_bytes(self, terms):
-        """Of shared memory, for changing channels."""
-        return (PIXELS_OF_MAP * self.dtype.itemsize + 4) * sum(terms.shape)
+        self._launch(self._maps, f"equiconv_{name}_channels", (len(source) * ceil(pixels / self._map_pixels), 1),
+                     MAP_THREADS, map_bytes(terms.shape, self._map_pixels, self.dtype), params)
 
     def _map(self, name, terms, numbers, dtype):
         result = torch.empty(terms.shape[0], dtype=dtype, device=self.device)
@@ -219,16 +168,15 @@ def _packed_strides(packed):
     return launch.Channels(channels * pixels, channels, 1)
 
 
-_LAYERS = WeakKeyDictionary()
+_KERNELS, _LAYERS = WeakKeyDictionary(), WeakKeyDictionary()  # of plans
 
 
-def fused_layer(plan, kernel, device, dtype, stride=1):
-    """FusedLayer, made once. Raises Unsupported for what the kernels cannot compute."""
-    known = _LAYERS.setdefault(plan, {})
-    key = (tuple(kernel), device, dtype, stride)
+def kernels_of(plan, kernel, dtype, stride, shared_bytes):
+    """Kernels, made once. Raises Unsupported for what they cannot compute."""
+    known, key = _KERNELS.setdefault(plan, {}), (tuple(kernel), dtype, stride, shared_bytes)
     if key not in known:
         try:
-            known[key] = FusedLayer(plan, *key)
+            known[key] = Kernels(plan, *key)
         except Unsupported as problem:
             known[key] = problem
     if isinstance(known[key], Unsupported):
@@ -236,16 +184,19 @@ def fused_layer(plan, kernel, device, dtype, stride=1):
     return known[key]
 
 
-def fused_unavailable_reason(plan, geometry, device, dtype):
-    """Why ops.fused_steerable_conv cannot compute a layer there, or None.
+def fused_layer(plan, kernel, device, dtype, stride=1):
+    """FusedLayer, made once. Raises Unsupported for what the kernels cannot compute."""
+    known, key = _LAYERS.setdefault(plan, {}), (tuple(kernel), device, dtype, stride)
+    if key not in known:
+        kernels = kernels_of(plan, kernel, dtype, stride, launch.device_of(device).shared_bytes)
+        known[key] = FusedLayer(kernels, device)
+    return known[key]
 
-    plan      layout.FilterPlan
-    geometry  layout.Geometry of the layer's forward pass
-    """
+
+def unsupported_reason(geometry, dtype):
+    """Why there are no kernels for such a layer on any GPU, as far as its geometry and torch.dtype tell; or None."""
     if dtype not in NUMBERS:
         return f"it computes in bfloat16, float16 and TF32, not in {dtype}"
-    if dtype == torch.float32 and not torch.backends.cudnn.allow_tf32:
-        return "it computes in TF32, which torch.backends.cudnn.allow_tf32 does not allow"
     if geometry.up:
         return "transposed convolutions are not implemented"
     if geometry.stride[0] not in STRIDES or len(set(geometry.stride)) != 1:
@@ -258,12 +209,34 @@ def fused_unavailable_reason(plan, geometry, device, dtype):
         check_kernel(geometry.kernel)
     except Unsupported as problem:
         return str(problem)
+    return None
+
+
+def fused_unavailable_reason(plan, geometry, device, dtype):
+    """Why ops.fused_steerable_conv cannot compute a layer there, or None.
+
+    plan      layout.FilterPlan
+    geometry  layout.Geometry of the layer's forward pass
+    """
+    reason = unsupported_reason(geometry, dtype)
+    if reason is not None:
+        return reason
+    if dtype == torch.float32 and not torch.backends.cudnn.allow_tf32:
+        return "it computes in TF32, which torch.backends.cudnn.allow_tf32 does not allow"
     if device.type != "cuda":
         return f"it needs a CUDA device, not {device.type!r}"
-    if torch.cuda.get_device_capability(device) < (8, 0):
+    gpu = launch.device_of(device)
+    if gpu.capability < (8, 0):
         return "it needs a GPU of compute capability 8.0"
     try:
-        fused_layer(plan, geometry.kernel, device, dtype, geometry.stride[0])
+        kernels = kernels_of(plan, geometry.kernel, dtype, geometry.stride[0], gpu.shared_bytes)
     except Unsupported as problem:
         return str(problem)
-    return compiler.why_not(launch.device_of(device).arch)
+    return gpu.why_not(kernels)
+
+
+def origin_of_kernels(plan, geometry, device, dtype):
+    """Where the kernels of a layer on a GPU come from, in words. For layers without a fused_unavailable_reason."""
+    gpu = launch.device_of(device)
+    kernels = kernels_of(plan, geometry.kernel, dtype, geometry.stride[0], gpu.shared_bytes)
+    return compiler.origin(kernels.sources, gpu.arch)

@@ -17,7 +17,7 @@ KEPT_COMPONENTS = 2      # of an irrep, up to which the responses of all are kep
 FORWARD_SUMS = 16        # such sums of a group, 4 registers each
 GRADIENT_SUMS = 8        # 8 registers each
 SIZES = {2: (3, 5, 7, 9), 3: (3, 5)}  # of kernels; a window has 16 columns
-MAX_SLICES = 8           # kernels of one direction: each computes the harmonics again
+MAX_SLICES = 16          # kernels of one direction: each computes the harmonics again
 FORWARD_CHANNELS = {2: 256, 4: 128}  # for numbers of that many bytes: their accumulators take half of the registers
 GRADIENT_WARPS = 8
 GRADIENT_TILES = 24      # accumulators of a warp: 96 registers
@@ -149,11 +149,9 @@ class Piece:
     first: int
     copies: int
 
-    def halves(self):
-        if self.copies <= ALIGNMENT:
-            raise Unsupported("its weights need more shared memory or registers than there are")
-        half = -(-self.copies // 2 // ALIGNMENT) * ALIGNMENT
-        return (Piece(self.block, self.first, half), Piece(self.block, self.first + half, self.copies - half))
+    def cut(self, copies):
+        """Its first copies, and the others."""
+        return (Piece(self.block, self.first, copies), Piece(self.block, self.first + copies, self.copies - copies))
 
 
 class Structure:
@@ -285,8 +283,8 @@ class Structure:
 
     def forward_bytes(self, tile):
         """Of shared memory."""
-        stage = self._staged(tile.planes, 2 * tile.rows, tile.copies)
-        return tile.buffers * stage + self._toeplitz_bytes + self._bytes * LANES_OF_OPERAND * int(self.operand_base[-1])
+        weights = tile.copies // 8 * max(self.operands) * self._bytes * LANES_OF_OPERAND
+        return tile.buffers * (self._staged(tile.planes, 2 * tile.rows, tile.copies) + weights) + self._toeplitz_bytes
 
     def gradient_bytes(self, buffers):
         gradient = self.channels * self._bytes // 16 * (16 * self.row_warps + 1) * 16
@@ -416,33 +414,49 @@ def gradient_structures(layer, harmonics, shared_bytes):
 def _fewest(layer, harmonics, options, fits):
     """(option, Structures that fit with it): the first option of those with which they are fewest."""
     found, problem = [], None
-    for option in options:
+    for option, fill in product(options, (False, True)):
         try:
-            found.append((option, _slices(layer, harmonics, lambda s, option=option: fits(s, option))))
+            structures = _slices(layer, harmonics, lambda s, option=option: fits(s, option), fill)
         except Unsupported as reason:
             problem = problem or reason
             continue
-        if len(found[-1][1]) == 1:
+        found.append((option, structures))
+        if len(structures) == 1:
             break
     if not found:
         raise problem
     return min(found, key=lambda one: len(one[1]))
 
 
-def _slices(layer, harmonics, fits):
+def _slices(layer, harmonics, fits, fill):
+    """Structures that fit, one after another. fill: whether one takes a part of a block, where not all of it fits"""
     waiting = deque(Piece(n, 0, block.copies) for n, block in enumerate(layer.target.blocks))
     found, current = [], None
+
+    def longer(piece):
+        structure = Structure(layer, harmonics, [*(current.pieces if current else []), piece])
+        return structure if fits(structure) else None
+
     while waiting:
         piece = waiting.popleft()
-        longer = Structure(layer, harmonics, [*(current.pieces if current else []), piece])
-        if fits(longer):
-            current = longer
-        elif current:
+        structure = longer(piece)
+        if structure:
+            current = structure
+            continue
+        if current and fill:
+            for copies in range(piece.copies - ALIGNMENT, 0, -ALIGNMENT):
+                part, rest = piece.cut(copies)
+                if structure := longer(part):
+                    current, piece = structure, rest
+                    break
+        if current:
             found.append(current)
             current = None
             waiting.appendleft(piece)
+        elif piece.copies > ALIGNMENT:
+            waiting.extendleft(reversed(piece.cut(-(-piece.copies // 2 // ALIGNMENT) * ALIGNMENT)))
         else:
-            waiting.extendleft(reversed(piece.halves()))
+            raise Unsupported("its weights need more shared memory or registers than there are")
         if len(found) >= MAX_SLICES:
             raise Unsupported(f"its output is too wide for {MAX_SLICES} kernels")
     return [*found, current]

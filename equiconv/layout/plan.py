@@ -2,7 +2,9 @@
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from itertools import count
 from threading import Lock
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 import torch
@@ -159,6 +161,22 @@ class FilterPlan:
 
     def __deepcopy__(self, memo):
         return self  # never changed after construction
+
+    @torch.compiler.assume_constant_result  # of a method: some torch takes no such plan as the argument of a function
+    def key(self):
+        """A string that stands for this plan in the arguments of an op, in this process and for as long as it lives."""
+        if self not in _keys:
+            _keys[self] = key = str(next(_numbers))
+            _plans[key] = self
+        return _keys[self]
+
+
+_plans, _keys, _numbers = WeakValueDictionary(), WeakKeyDictionary(), count()
+
+
+def plan_of_key(key):
+    """The plan whose key() that is."""
+    return _plans[key]
 
 
 def _in_irreps(fields, wanted):

@@ -8,7 +8,7 @@ from escnn.nn import GeometricTensor
 
 from . import irrep_domain
 from .batchnorm import GNormBatchNorm, IIDBatchNorm1d, IIDBatchNorm2d, IIDBatchNorm3d, InnerBatchNorm
-from .checks import check_type
+from .checks import check_type, same_type
 from .conv import (
     Activation,
     R2Conv,
@@ -61,7 +61,7 @@ class _Sequence:
         """(how many of the modules can be computed in one pass, the function that does it)"""
         if has_hooks(first) or second is None or has_hooks(second):
             return 1, first
-        if is_activated_pair(first, second) and second.in_type == first.out_type:
+        if is_activated_pair(first, second) and same_type(second.in_type, first.out_type):
             return 2, partial(first.forward, function=_function_of(second))
         return self._with_convolution(first, second, third) if self.folds and not first.training else (1, first)
 
@@ -70,7 +70,7 @@ class _Sequence:
         options, last, following = {}, first, second
         if self._folds_into(first, second):
             options, last, following = {"norm": second}, second, third
-        if is_epilogue(first, following) and following.in_type == last.out_type and not has_hooks(following):
+        if is_epilogue(first, following) and same_type(following.in_type, last.out_type) and not has_hooks(following):
             options["activation"] = activation_of(following)
         return 1 + len(options), partial(first.forward, **options) if options else first
 

@@ -123,7 +123,7 @@ class Expanded:
 
     def why_not_foldable(self, norm):
         """Why a batch norm that follows cannot become part of the filter and bias in evaluation, or None."""
-        if norm.in_type != self.out_type:
+        if norm.in_type is not self.out_type and norm.in_type != self.out_type:
             return "its fields are not those of the convolution before it"
         if self.plan.out_components(self.weights.device) is None:
             return "the checkpoint's basis of the convolution before it does not separate into irreps"

@@ -10,10 +10,10 @@ from torch.nn import Parameter
 
 from .. import backends
 from ..formats import FLOATING, compute_dtype
-from ..fused import fused_unavailable_reason
+from ..fused import fused_unavailable_reason, origin_of_kernels
 from ..layout import Geometry
 from ..layout.work import dense_work
-from ..library import autocast_dtype
+from ..library import autocast_dtype, is_exporting
 from ..ops.steerable_conv import DTYPES, make_tables
 from . import costs, cuda_costs
 from .bases import FIELDS, Bases
@@ -42,6 +42,7 @@ class PlanReport:
     bases                       Bases that the last call read and wrote: those of the fields, or of their irreps
     folded                      the class of the batch norm that was part of the last call's filter and bias, or ""
     why_not_fused               why "fused" cannot compute it on that device, or None
+    kernels                     of "fused": how many kernels it has, and where they come from; or ""
     """
     method: str
     input_shape: tuple
@@ -54,6 +55,7 @@ class PlanReport:
     bases: Bases = FIELDS
     folded: str = ""
     why_not_fused: object = None
+    kernels: str = ""
 
     def __str__(self):
         folded = f"; the {self.folded} after it was part of its filter and bias" if self.folded else ""
@@ -62,7 +64,8 @@ class PlanReport:
                 f"dense: {self.dense:,.0f} multiplications per pixel, {self.dense_bytes:,} bytes"
                 + ("" if self.scratch_bytes is None else f"\nit takes {self.scratch_bytes:,} bytes meanwhile")
                 + f"\nit reads {self.bases.read} and writes {self.bases.written}" + folded
-                + ("" if self.why_not_fused is None else f"\nfused: not possible, {self.why_not_fused}"))
+                + ("" if self.why_not_fused is None else f"\nfused: not possible, {self.why_not_fused}")
+                + (f"\nkernels: {self.kernels}" if self.kernels else ""))
 
 
 class Planned:
@@ -111,15 +114,23 @@ class Planned:
         if device.type == "cuda" and method in cuda_costs.METHODS:
             scratch = cuda_costs.estimate(method, plan, geometry, shape[0], dtype, self.training,
                                           cuda_costs.current(device)).scratch
+        kernels = ""
+        if method == "fused":
+            kernels = origin_of_kernels(self._plan[0], self.nominal_geometry, device, dtype)
         return PlanReport(method, shape, work.multiplications, dense_work(plan, geometry.stride, geometry.up),
                           size * work.packed, size * plan.out_channels * plan.in_channels * plan.taps, reason, scratch,
-                          bases, self._last_folded, self._why_not_fused(device, dtype))
+                          bases, self._last_folded, self._why_not_fused(device, dtype), kernels)
 
     def geometry(self, input_shape):
         """layout.Geometry for inputs [B, in_type.size, *spatial]."""
         each = [tuple(self._each(v)) for v in (self.stride, self.padding, self.dilation)]
         return Geometry(self.kernel, *each, self.groups, self.transposed, self.in_type.size, self.out_type.size,
                         tuple(input_shape[2:]), tuple(self.evaluate_output_shape(input_shape)[2:]))
+
+    @property
+    def nominal_geometry(self):
+        """The same for inputs of a size that stands for all."""
+        return self.geometry(self._nominal_shape())
 
     def candidates(self, x):
         """The methods that can compute the tensor x, of which why_not_factorised() says nothing against."""
@@ -163,7 +174,7 @@ class Planned:
                 return "a transform of torch.func is active"
             if torch.onnx.is_in_onnx_export():
                 return "the graph of an export is dense"
-        elif torch.compiler.is_exporting():
+        elif is_exporting():
             return "the graph of an export is dense"
         method, in_autocast = self._wanted(x.device), autocast_dtype(x.device.type)
         if in_autocast is not None:
@@ -201,7 +212,7 @@ class Planned:
 
     @torch.compiler.assume_constant_result
     def _why_not_fused(self, device, dtype):
-        return fused_unavailable_reason(self._plan[0], self.geometry(self._nominal_shape()), device, dtype)
+        return fused_unavailable_reason(self._plan[0], self.nominal_geometry, device, dtype)
 
     @torch.compiler.assume_constant_result
     def _problem_of_plan(self, method):

@@ -1,7 +1,5 @@
 """The fused steerable convolution as an op: torch.ops.equiconv.steerable_conv.fused."""
-from itertools import count
 from math import prod
-from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -9,24 +7,16 @@ import torch.nn.functional as F
 from .. import library
 from ..formats import CHANNELS_LAST, is_channels_last
 from ..fused import fused_layer
-from ..fused.layer import ACTIVATIONS, NUMBERS, STRIDES
+from ..fused.kernels import NUMBERS
+from ..fused.layer import ACTIVATIONS, STRIDES
+from ..layout import plan_of_key
 
 # Of the activations, by their results.
 DERIVATIVES = {"relu": lambda y: (y > 0).to(y.dtype), "elu": lambda y: torch.where(y > 0, 1, y + 1)}
-_PLANS, _KEYS, _numbers = WeakValueDictionary(), WeakKeyDictionary(), count()
-
-
-@torch.compiler.assume_constant_result
-def _key_of(plan):
-    """A string that stands for a plan in the arguments of an op, for as long as the plan lives."""
-    if plan not in _KEYS:
-        _KEYS[plan] = key = str(next(_numbers))
-        _PLANS[key] = plan
-    return _KEYS[plan]
 
 
 def _layer(tensor, plan, kernel, stride):
-    return fused_layer(_PLANS[plan], tuple(kernel), tensor.device, tensor.dtype, stride)
+    return fused_layer(plan_of_key(plan), tuple(kernel), tensor.device, tensor.dtype, stride)
 
 
 def _convolve(source, weights, bias, plan, kernel, stride, adjoint, padding, target_size, activation):
@@ -78,7 +68,7 @@ class _Saved:
     """What a call has beside its tensors, and the same of its adjoint. Keeps the plan alive."""
 
     def __init__(self, source, plan, kernel, stride, adjoint, padding, target_size):
-        self.plan = _PLANS[plan]
+        self.plan = plan_of_key(plan)
         self.same = (plan, kernel, stride, adjoint, padding, target_size)
         self.adjoint = (plan, kernel, stride, not adjoint, _other_padding(kernel, padding), list(source.shape[1:]))
 
@@ -161,7 +151,7 @@ def fused_steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, 
     if not torch.compiler.is_compiling() and min(size) < 1:
         raise ValueError(f"fused_steerable_conv: x is too small for the kernel: its sizes {tuple(x.shape[2:])} give "
                          f"{size}")
-    return _fwd["fused"](x, weights, bias, _key_of(plan), list(kernel_size), stride[0], False, list(padding),
+    return _fwd["fused"](x, weights, bias, plan.key(), list(kernel_size), stride[0], False, list(padding),
                          [plan.out_channels, *size], activation)
 
 

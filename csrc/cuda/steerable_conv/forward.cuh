@@ -23,16 +23,18 @@ struct ForwardParams {
   Image image;
 };
 
-// WARP_PLANES x WARP_ROWS warps; COPIES, 8 or 16, are staged at a time, in one or two BUFFERS. Store: Irreps or InFields.
+// WARP_PLANES x WARP_ROWS warps; COPIES, 8 or 16, are staged at a time, with their weights, in one or two BUFFERS. Store:
+// Irreps or InFields.
 template <class T, class Number, int WARP_PLANES, int WARP_ROWS, int COPIES, int BUFFERS, class Store>
 struct Forward {
   using S = Structure<T>;
   using Input = Staged<T, Number, WARP_PLANES, 2 * WARP_ROWS, COPIES>;
   using Pair = typename Number::Pair;
   static constexpr int threads = WARP_PLANES * WARP_ROWS * 32, tile_planes = WARP_PLANES, tile_rows = 2 * WARP_ROWS;
-  static constexpr int stage = Input::bytes, toeplitz_at = BUFFERS * stage, chunks_staged = COPIES / 8;
-  static constexpr int weights_at = toeplitz_at + S::harmonics_of_fragments() * Number::operand_bytes / 2;
-  static constexpr int shared_bytes = weights_at + S::n_operands * Number::operand_bytes;
+  static constexpr int chunks_staged = COPIES / 8, weights_at = Input::bytes;
+  static constexpr int stage = weights_at + chunks_staged * S::max_operands() * Number::operand_bytes;
+  static constexpr int toeplitz_at = BUFFERS * stage;
+  static constexpr int shared_bytes = toeplitz_at + S::harmonics_of_fragments() * Number::operand_bytes / 2;
 
   template <int N>
   struct Lines {
@@ -117,7 +119,7 @@ struct Forward {
                                   u32 weights) {
     constexpr int kept = kept_components<T, M>;
     Lines<kept> lines;
-    if constexpr (S::one_slab && kept == T::in[M].size) Input::template load<0>(lines.of, at, Input::component);
+    if constexpr (S::keeps_lines && kept == T::in[M].size) Input::template load<0>(lines.of, at, Input::component);
     unroll<0, S::n_groups>([&](auto group) EQ_INLINE {
       constexpr int g = decltype(group)::value;
       constexpr Range steps = T::steps_of[M][g];
@@ -127,7 +129,7 @@ struct Forward {
         unroll<0, T::in[M].size / kept>([&](auto b) EQ_INLINE {
           unroll<T::groups[g].slabs.first, T::groups[g].slabs.last>([&](auto slab) EQ_INLINE {
             constexpr int s = decltype(slab)::value;
-            if constexpr (!S::one_slab || C::one_by_one)
+            if constexpr (!S::keeps_lines || C::one_by_one)
               Input::template load<s>(lines.of, at + b * Input::component, Input::component);
             respond<s>(combined.u, lines, toeplitz);
             if constexpr (C::one_by_one) combined.template add<decltype(b)::value, s>();
@@ -139,6 +141,18 @@ struct Forward {
     });
   }
 
+  // The copies of an input irrep from 8 * chunk on, and their weights, into the buffer `at`.
+  template <int M>
+  EQ_DEVICE static void stage_copies(const ForwardParams& p, const Tile& tile, u32 at, int chunk) {
+    constexpr int words = Number::operand_bytes / 16, chunks = T::in[M].copies / 8;
+    const int count = chunks - chunk < chunks_staged ? chunks - chunk : chunks_staged;
+    const uint4* const weights = p.weights + (S::operand_base(M) + chunk * S::operands(M)) * words;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < count * S::operands(M) * words; i += threads)
+      copy_async(at + weights_at + i * 16, weights + i, true);
+    Input::template stage<M>(p.x, p.image, tile, at, 8 * chunk, threads);
+  }
+
   // Grid: tiles_x * tiles_y * tiles_z * batch blocks.
   EQ_DEVICE static void run(const ForwardParams& p) {
     const Image& im = p.image;
@@ -146,15 +160,14 @@ struct Forward {
     const Tile tile = tile_of(im, blockIdx.x, tile_planes, tile_rows);
     uint4* const words = reinterpret_cast<uint4*>(shared_memory);
     for (int i = threadIdx.x; i < toeplitz_at / 16; i += threads) words[i] = make_uint4(0, 0, 0, 0);  // what is read must be finite
-    for (int i = threadIdx.x; i < (weights_at - toeplitz_at) / 16; i += threads) words[toeplitz_at / 16 + i] = p.toeplitz[i];
-    for (int i = threadIdx.x; i < (shared_bytes - weights_at) / 16; i += threads) words[weights_at / 16 + i] = p.weights[i];
+    for (int i = threadIdx.x; i < (shared_bytes - toeplitz_at) / 16; i += threads) words[toeplitz_at / 16 + i] = p.toeplitz[i];
     __syncthreads();
 
     float acc[S::n_tiles][4] = {};
     const u32 base = shared_address(shared_memory);
     const u32 mine = Number::place(Input::sheet) + T::stride * (warp_plane * Input::rows + warp_row * 2) * Input::line;
     int buffer = 0;
-    if constexpr (BUFFERS == 2) Input::template stage<0>(p.x, im, tile, base, 0, threads);
+    if constexpr (BUFFERS == 2) stage_copies<0>(p, tile, base, 0);
     unroll<0, S::n_in>([&](auto input) EQ_INLINE {
       constexpr int m = decltype(input)::value, chunks = T::in[m].copies / 8;
 #pragma unroll 1
@@ -162,16 +175,17 @@ struct Forward {
         if (chunk % chunks_staged == 0) {
           const bool more = BUFFERS == 2 && (chunk + chunks_staged < chunks || m + 1 < S::n_in);
           const u32 next = base + (buffer ^ 1) * stage;  // the next copies travel while these are computed
-          if constexpr (BUFFERS == 1) Input::template stage<m>(p.x, im, tile, base, 8 * chunk, threads);
-          else if (chunk + chunks_staged < chunks) Input::template stage<m>(p.x, im, tile, next, 8 * chunk + COPIES, threads);
-          else if constexpr (m + 1 < S::n_in) Input::template stage<m + 1>(p.x, im, tile, next, 0, threads);
+          if constexpr (BUFFERS == 1) stage_copies<m>(p, tile, base, chunk);
+          else if (chunk + chunks_staged < chunks) stage_copies<m>(p, tile, next, chunk + chunks_staged);
+          else if constexpr (m + 1 < S::n_in) stage_copies<m + 1>(p, tile, next, 0);
           if (more) wait_copies<1>();
           else wait_copies<0>();
           __syncthreads();
         }
-        constexpr int first = S::operand_base(m), per_chunk = S::operands(m);
-        add_chunk<m>(acc, base + buffer * stage + chunk % chunks_staged * (8 / Input::unit) * Input::sheet + mine,
-                     base + toeplitz_at, base + weights_at + (first + chunk * per_chunk) * Number::operand_bytes);
+        const u32 at = base + buffer * stage;
+        const int staged = chunk % chunks_staged;
+        add_chunk<m>(acc, at + staged * (8 / Input::unit) * Input::sheet + mine, base + toeplitz_at,
+                     at + weights_at + staged * S::operands(m) * Number::operand_bytes);
         if (chunk % chunks_staged == chunks_staged - 1 || chunk + 1 == chunks) {
           __syncthreads();
           buffer ^= BUFFERS - 1;

@@ -26,12 +26,12 @@ struct ChangeChannelsParams {
   int function;
 };
 
-// Grid: batch * ceil(pixels / 32). Applies the terms to the channels of each pixel. Pixels are lanes; what comes and goes is
-// staged in shared memory [channel][pixel], so that global memory is read and written in its own order.
-template <class Number>
+// Grid: batch * ceil(pixels / PIXELS). Applies the terms to the channels of each pixel. PIXELS, 32 or less, are lanes; what
+// comes and goes is staged in shared memory [channel][pixel], so that global memory is read and written in its own order.
+template <class Number, int PIXELS>
 struct ChangeChannels {
   using Stored = typename Number::Stored;
-  static constexpr int threads = 256, pixels = 32, pitch = pixels + 4 / sizeof(Stored);  // an odd number of words
+  static constexpr int threads = 256, pixels = PIXELS, pitch = pixels + 4 / sizeof(Stored);  // an odd number of words
 
   template <class F>
   EQ_DEVICE static void each(const Channels& c, int channels, int valid, F&& f) {
@@ -49,8 +49,8 @@ struct ChangeChannels {
     Stored* const target = static_cast<Stored*>(p.to) + image * p.to_channels.batch_stride + first * p.to_channels.pixel_stride;
     each(p.from_channels, p.terms.from_count, valid, [&](int at, long long global) { from[at] = source[global]; });
     __syncthreads();
-    const int lane = threadIdx.x % 32;
-    for (int c = threadIdx.x / 32; c < p.terms.count; c += threads / 32) {
+    const int lane = threadIdx.x % pixels;
+    for (int c = threadIdx.x / pixels; c < p.terms.count; c += threads / pixels) {
       float sum = p.bias ? p.bias[c] : 0;
       for (int t = p.terms.start[c]; t < p.terms.start[c + 1]; ++t)
         if (lane < valid) sum += p.terms.coefficients[t] * Number::value(from[p.terms.index[t] * pitch + lane]);

@@ -58,7 +58,7 @@ struct Staged {
   template <int SLAB, int N>
   EQ_DEVICE static void load(Pair (&v)[N][S::rows][2], u32 at, int step) {
     constexpr Slab s = T::slabs[SLAB];
-    if constexpr (!S::one_slab) forget();
+    if constexpr (!S::keeps_lines) forget();
 #pragma unroll
     for (int n = 0; n < N; ++n)
 #pragma unroll

@@ -29,7 +29,6 @@ struct Structure {
   static constexpr int rows = T::taps + T::stride;                                   // lines that 2 rows of pixels read
   static constexpr int n_in = sizeof(T::in) / sizeof(Irrep), n_out = sizeof(T::out) / sizeof(Irrep);
   static constexpr int n_groups = sizeof(T::groups) / sizeof(Group);
-  static constexpr bool one_slab = T::depth_taps == 1 && phases == 1;
   static_assert(T::taps % 2 == 1 && columns <= 16, "the window of a Toeplitz operand has 16 columns");
 
   static constexpr int channels_in = T::in[n_in - 1].channel + T::in[n_in - 1].size * T::in[n_in - 1].stride;
@@ -71,6 +70,8 @@ struct Structure {
     return t;
   }
   static constexpr int n_tiles = tile(n_out - 1, T::out[n_out - 1].size, 0);
+  // Whether registers suffice for the lines of a window while all groups of harmonics are computed.
+  static constexpr bool keeps_lines = T::depth_taps == 1 && phases == 1 && T::taps <= (n_tiles <= 16 ? 5 : 3);
 
   // unroll over all of them: f(tile, its first channel)
   template <class F>
@@ -96,7 +97,11 @@ struct Structure {
     for (int i = 0; i < m; ++i) o += operands(i) * (T::in[i].copies / 8);
     return o;
   }
-  static constexpr int n_operands = operand_base(n_in);
+  EQ_TABLE static int max_operands() {
+    int most = 0;
+    for (int m = 0; m < n_in; ++m) most = operands(m) > most ? operands(m) : most;
+    return most;
+  }
 };
 
 }  // namespace equiconv
