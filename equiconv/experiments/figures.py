@@ -119,6 +119,7 @@ def examples(path, rows, titles, color_map="gray_r", limits=(0, 1), label=None):
     limits = limits if isinstance(limits, list) else len(rows) * [limits]
 
     def draw(figure, _):
+        figure.set_layout_engine("compressed")  # for axes of fixed aspect; others may cut a long title off
         grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
         for images, title, line, (low, high) in zip(rows, titles, grid, limits):
             for image, axes in zip(images, line):

@@ -71,7 +71,7 @@ EXPERIMENT = Experiment(
     models=("deeplense_c4_cnn", "hnet", "equivariant_transformer_rotation", "wrn10_4"),
     defaults={"epochs": 30, "batch_size": 64, "train_size": COUNT - TEST_SIZE, "lr": 1e-4,
               "model_options": {"flatten": False, "image_size": SIZE}},
-    # About 69 000 weights each: the published C4 network with a quarter of its fields, and its equals. Those with
+    # 66 000 to 70 000 weights each: the published C4 network with a quarter of its fields, and its equals. Those with
     # cheaper steps take more of them, for about as many seconds.
     comparison=Comparison(
         networks={"c4": _network("C4 CNN", "deeplense_c4_cnn", widths=[6, 12, 12, 24, 24, 16], flatten=False,
