@@ -94,13 +94,17 @@ def data_efficiency(path, series, score_name):
 
 def wall_clock(path, curves, score_name, train_size):
     """curves: {title: [[[seconds, score] of each test] of each seed]}"""
+    from matplotlib.ticker import LogLocator
+
     def draw(_, axes):
         for (title, seeds), look in zip(curves.items(), _looks(curves)):
             for i, curve in enumerate(seeds):
                 axes[0].plot(*zip(*curve), label=title if i == 0 else None, **look)
         axes[0].set(xlabel="seconds of training", ylabel=f"test {score_name}", xscale="log",
                     title=f"{train_size} training samples")
+        axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes[0].xaxis.set_major_formatter("{x:g}")
+        axes[0].minorticks_off()
         axes[0].legend()
     save(path, 5, 3.4, 1, draw)
 
