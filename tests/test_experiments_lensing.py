@@ -54,8 +54,8 @@ def test_areas_of_perfect_outputs():
 def test_more_images_for_more_training(spots):
     experiment = get("lensing")
     train, test = experiment.load(resolve(experiment, {}, {"train_size": 40, "batch_size": 8, "device": "cpu"}))
-    assert spots == [(52, 65)] and len(train.targets) == 40 and len(test.targets) == 12
-    assert train.inputs.shape == (40, 1, 65, 65)
+    assert spots == [(52, lensing.SIZE)] and len(train.targets) == 40 and len(test.targets) == 12
+    assert train.inputs.shape == (40, 1, lensing.SIZE, lensing.SIZE)
 
 
 def test_missing_lenstronomy(tmp_path, monkeypatch):
@@ -78,13 +78,24 @@ def test_images_depend_on_their_number_only(tmp_path):
 
 def test_masses_of_subhalos():
     rng = np.random.default_rng(0)
-    drawn = [lenses._substructure(1, np.zeros(2), rng) for _ in range(400)]
+    drawn = [lenses._substructure(1, rng) for _ in range(400)]
     masses = np.concatenate([m for m, _ in drawn])
     assert len(masses) / 400 == pytest.approx(lenses.SUBHALOS, rel=0.05)
     assert lenses.LIGHTEST <= masses.min() and masses.max() <= lenses.HEAVIEST
     # dN/dm ~ m^slope: of those from m to 2 m, 2^(slope + 1) times as many as of those from m / 2 to m
     counts = np.histogram(masses, lenses.LIGHTEST * 2.0 ** np.arange(4))[0]
     assert counts[1] / counts[0] == pytest.approx(2 ** (lenses.SLOPE + 1), rel=0.1)
-    masses, points = lenses._substructure(2, np.zeros(2), rng)
-    assert sum(masses) == pytest.approx(lenses.VORTEX) and np.linalg.matrix_rank(points - points[0], tol=1e-9) == 1
-    assert lenses._substructure(0, np.zeros(2), rng) == ([], [])
+    assert masses.sum() / 400 == pytest.approx(lenses.VORTEX, rel=0.05)  # one class is as heavy as the other
+    radii = np.concatenate([np.hypot(*points.T) for _, points in drawn])
+    low, high = lenses.SUBHALO_RADII
+    assert low <= radii.min() and radii.max() <= high and radii.mean() == pytest.approx((low + high) / 2, rel=0.02)
+
+
+def test_vortex():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        masses, points = lenses._substructure(2, rng)
+        assert sum(masses) == pytest.approx(lenses.VORTEX) and np.linalg.matrix_rank(points, tol=1e-9) == 1
+        assert np.allclose(points.mean(0), 0)
+        assert lenses.VORTEX_LENGTH[0] <= np.hypot(*(points[-1] - points[0])) <= lenses.VORTEX_LENGTH[1]
+    assert lenses._substructure(0, rng) == ([], [])

@@ -94,13 +94,17 @@ def data_efficiency(path, series, score_name):
 
 def wall_clock(path, curves, score_name, train_size):
     """curves: {title: [[[seconds, score] of each test] of each seed]}"""
+    from matplotlib.ticker import LogLocator
+
     def draw(_, axes):
         for (title, seeds), look in zip(curves.items(), _looks(curves)):
             for i, curve in enumerate(seeds):
                 axes[0].plot(*zip(*curve), label=title if i == 0 else None, **look)
         axes[0].set(xlabel="seconds of training", ylabel=f"test {score_name}", xscale="log",
                     title=f"{train_size} training samples")
+        axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes[0].xaxis.set_major_formatter("{x:g}")
+        axes[0].minorticks_off()
         axes[0].legend()
     save(path, 5, 3.4, 1, draw)
 
@@ -119,6 +123,7 @@ def examples(path, rows, titles, color_map="gray_r", limits=(0, 1), label=None):
     limits = limits if isinstance(limits, list) else len(rows) * [limits]
 
     def draw(figure, _):
+        figure.set_layout_engine("compressed")  # for axes of fixed aspect; others may cut a long title off
         grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
         for images, title, line, (low, high) in zip(rows, titles, grid, limits):
             for image, axes in zip(images, line):

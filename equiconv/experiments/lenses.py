@@ -1,8 +1,11 @@
 """Strong gravitational lenses with three kinds of dark matter in them, simulated with lenstronomy.
 
-After the first data set of DeepLenseSim (Alexander et al., Deep Learning the Morphology of Dark Matter Substructure,
-ApJ 2020): a Sersic source behind an isothermal ellipsoid with shear, seen through a Gaussian point spread function,
-with noise.
+After the first data set of DeepLenseSim (github.com/mwt5345/DeepLenseSim, deeplense/lens.py; Alexander et al., Deep
+Learning the Morphology of Dark Matter Substructure, ApJ 2020): an exponential source somewhere behind an isothermal
+ellipsoid of 1e12 solar masses with shear, seen through a Gaussian point spread function, with noise. As there, shapes
+and sizes are the same in every image, and the mass of substructure comes on top. Other than there, ellipsoid, shear and
+source each point in a direction of their own, as the sky prefers none; pixels are as large as Euclid's; subhalos weigh
+at least 3e8 solar masses each, and as much as a vortex together.
 """
 import hashlib
 import os
@@ -18,12 +21,16 @@ from .files import write_atomically
 
 CLASSES = ("no substructure", "subhalos", "vortex")
 SEED = 20200115
-FIELD = 6.4  # arcsec
-PSF = 0.12  # arcsec, full width at half maximum
-SIGNAL_TO_NOISE = 25  # at the brightest pixel
-RADIUS = 1.77  # arcsec, Einstein radius of 1e12 solar masses at redshift 0.5 before a source at 1; goes as their root
+FIELD = 5.3  # arcsec: pixels of 0.1 arcsec in images of 53
+PSF = 0.087  # arcsec, full width at half maximum
+SIGNAL_TO_NOISE = 50  # at the brightest pixel: 25 in DeepLenseSim's pixels, four of which make one of these
+MASS, RADIUS = 1e12, 1.66  # solar masses at redshift 0.5, their Einstein radius in arcsec before a source at 1
+ELLIPTICITY, SHEAR = 0.1, 0.05
+SOURCE = {"amp": 1.0, "R_sersic": 0.25, "n_sersic": 1.0}  # arcsec; Sersic index
+SOURCE_ELLIPTICITY, SOURCE_OFFSET = 0.14, 0.35  # the latter at most and along each axis, arcsec
 SUBHALOS, LIGHTEST, HEAVIEST, SLOPE = 25, 3e8, 1e10, -1.9  # mean number; solar masses; of their mass function
-VORTEX, VORTEX_LENGTH, VORTEX_POINTS = 3e10, (0.5, 2.0), 50  # solar masses; arcsec; points that make up the line
+SUBHALO_RADII = 0.25, 2.0  # arcsec from the centre
+VORTEX, VORTEX_LENGTH, VORTEX_POINTS = 3e10, (1.0, 4.0), 50  # solar masses; arcsec; points that make up the line
 CHUNK = 50  # images that a process simulates at a time
 
 
@@ -78,13 +85,12 @@ def simulate(index, size):
     from lenstronomy.LightModel.light_model import LightModel
 
     rng = np.random.default_rng([SEED, index])
-    centre = rng.uniform(-0.1, 0.1, 2)
-    masses, points = _substructure(index % len(CLASSES), centre, rng)
-    halo = {"theta_E": rng.uniform(1.2, 1.6), **_ellipticity(rng), **_at(centre)}
-    shear = dict(zip(("gamma1", "gamma2"), rng.normal(0, 0.03, 2)))
-    lenses = [{"theta_E": RADIUS * np.sqrt(m / 1e12), **_at(p)} for m, p in zip(masses, points)]
-    source = {"amp": 1.0, "R_sersic": rng.uniform(0.15, 0.4), "n_sersic": rng.uniform(0.8, 2.0), **_ellipticity(rng),
-              **_at(rng.uniform(-0.3, 0.3, 2))}
+    masses, points = _substructure(index % len(CLASSES), rng)
+    halo = {"theta_E": RADIUS, **_directed(ELLIPTICITY, "e1", "e2", rng), **_at((0, 0))}
+    shear = _directed(SHEAR, "gamma1", "gamma2", rng)
+    lenses = [{"theta_E": RADIUS * np.sqrt(m / MASS), **_at(p)} for m, p in zip(masses, points)]
+    source = {**SOURCE, **_directed(SOURCE_ELLIPTICITY, "e1", "e2", rng),
+              **_at(rng.uniform(-SOURCE_OFFSET, SOURCE_OFFSET, 2))}
     pixel = FIELD / size
     corner = -pixel * (size - 1) / 2
     data = ImageData(np.zeros((size, size)), ra_at_xy_0=corner, dec_at_xy_0=corner,
@@ -96,7 +102,7 @@ def simulate(index, size):
     return (image / image.max() + rng.normal(0, 1 / SIGNAL_TO_NOISE, image.shape)).astype(np.float32)
 
 
-def _substructure(kind, centre, rng):
+def _substructure(kind, rng):
     """(solar masses [n], positions [n, 2] in arcsec) of point masses."""
     if CLASSES[kind] == "no substructure":
         return [], []
@@ -104,15 +110,19 @@ def _substructure(kind, centre, rng):
         count = rng.poisson(SUBHALOS)
         ends = np.array([LIGHTEST, HEAVIEST]) ** (SLOPE + 1)
         masses = (ends[0] + rng.random(count) * (ends[1] - ends[0])) ** (1 / (SLOPE + 1))
-        return masses, centre + rng.uniform(-2, 2, (count, 2))
-    length, angle, middle = rng.uniform(*VORTEX_LENGTH), rng.uniform(0, np.pi), rng.uniform(-1, 1, 2)
-    along = np.linspace(-length / 2, length / 2, VORTEX_POINTS)[:, None]
+        return masses, rng.uniform(*SUBHALO_RADII, (count, 1)) * _directions(rng.uniform(0, 2 * np.pi, count))
+    along = rng.uniform(*VORTEX_LENGTH) * np.linspace(-0.5, 0.5, VORTEX_POINTS)
     masses = np.full(VORTEX_POINTS, VORTEX / VORTEX_POINTS)
-    return masses, centre + middle + along * [np.cos(angle), np.sin(angle)]
+    return masses, along[:, None] * _directions(rng.uniform(0, np.pi))
 
 
-def _ellipticity(rng):
-    return dict(zip(("e1", "e2"), rng.normal(0, 0.1, 2)))
+def _directed(size, first, second, rng):
+    """Both components of an ellipticity or a shear of that size, in a random direction."""
+    return dict(zip((first, second), size * _directions(rng.uniform(0, 2 * np.pi))))
+
+
+def _directions(angles):  # [...] -> [..., 2]
+    return np.stack((np.cos(angles), np.sin(angles)), -1)
 
 
 def _at(point):
