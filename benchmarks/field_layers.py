@@ -171,6 +171,10 @@ def _of_a_copy(bytes, columns, bytes_per_s):
                 note=f"{speed * 1e-9:.0f} GB/s, {speed / bytes_per_s:.0%} of a copy's")
 
 
+def _of_tensor(module, x):
+    return module(GeometricTensor(x, module.in_type)).tensor  # its own type: others are compared number by number
+
+
 def _layers(case, device, precision, layout):
     """{method: Layer}, with one input, one gradient and equal parameters."""
     modules = {method: case.build(namespace).to(device, precision.parameters).train()
@@ -182,7 +186,7 @@ def _layers(case, device, precision, layout):
     x.requires_grad_()
     layers = {}
     for method, module in modules.items():
-        layer = Layer(module, lambda t, module=module: module(GeometricTensor(t, in_type)).tensor, x, None, precision)
+        layer = Layer(module, partial(_of_tensor, module), x, None, precision)
         layer.parameters = [p for _, p in sorted(module.named_parameters()) if p.requires_grad]
         layers[method] = layer
     with torch.no_grad():

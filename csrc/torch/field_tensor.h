@@ -84,6 +84,7 @@ inline int64_t run_channels(const FieldTensor& x) { return x.stride_pixel == 1 ?
 
 constexpr int64_t kTileNumbers = 8192;       // of one tensor: several fit into the first-level cache, or nearly
 constexpr int64_t kPartNumbers = 16384;      // of a part of the work, at least
+constexpr int64_t kRowNumbers = 1024;        // that lie side by side in memory, at least, where an image is divided
 constexpr int64_t kSerialNumbers = 1 << 17;  // less than this is not worth a second thread
 constexpr int64_t kItems = 32;               // enough for threads that do not run equally fast
 
@@ -91,10 +92,13 @@ constexpr int64_t kItems = 32;               // enough for threads that do not r
 inline FieldWork divide(const FieldTensor& x, const std::vector<FieldRun>& runs, DType dtype) {
   FieldWork work{};
   work.runs = runs.data(), work.num_runs = runs.size(), work.dtype = dtype;
-  const int64_t most = widest(runs), pixels = x.batch * x.pixels;
+  const int64_t most = widest(runs), pixels = x.batch * x.pixels, items = std::max<int64_t>(work.num_runs, 1);
   work.lanes = std::max<int64_t>(16, kTileNumbers / most / 16 * 16);
-  work.parts = std::max<int64_t>(1, std::min((kItems + work.num_runs - 1) / std::max<int64_t>(work.num_runs, 1),
-                                             pixels * most / kPartNumbers));
+  work.parts = std::max<int64_t>(1, std::min((kItems + items - 1) / items, pixels * most / kPartNumbers));
+  if (work.parts > x.batch) {  // pieces of images
+    const int64_t row = x.stride_pixel == 1 ? x.pixels / kRowNumbers : work.parts;
+    work.parts = x.batch * std::max<int64_t>(1, std::min(work.parts / std::max<int64_t>(x.batch, 1), row));
+  }
   return work;
 }
 
