@@ -104,8 +104,14 @@ struct Call {
       between = p.filter ? reached(p.sum, rows, p.between[0]) : rows;
       of_x = p.has_largest ? reached(p.largest, between, p.x.size[0]) : between;
     }
-    const int64_t x = of_x * p.x.plane(), y = of_y * p.y.plane(), taps = p.filter ? p.sum.taps[0] * p.sum.taps[1] * p.sum.taps[2] : 0;
-    return kLanes * (taps + (backward ? 2 : 1) * x + between * p.between[1] * p.between[2] + y + std::max(x, y));
+    const WindowMargin read = p.filter ? margin_read(p.sum, p.y.size[2], p.between[2]) : WindowMargin{};
+    const WindowMargin reaching_sum = p.filter ? margin_reaching(p.sum, p.between[2], p.y.size[2]) : WindowMargin{};
+    auto numbers = [](int64_t rows, const int64_t (&size)[3], const WindowMargin& margin) {
+      return rows * size[1] * (margin.left + size[2] + margin.right);
+    };
+    const int64_t x = numbers(of_x, p.x.size, read), y = numbers(of_y, p.y.size, reaching_sum);
+    const int64_t taps = p.filter ? p.sum.taps[0] * p.sum.taps[1] * p.sum.taps[2] : 0;
+    return kLanes * (taps + (backward ? 2 : 1) * x + numbers(between, p.between, read) + y + 2 * std::max({x, y, p.between[2]}));
   }
 
   template <class Kernel>
