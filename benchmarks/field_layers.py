@@ -17,7 +17,8 @@ from .records import Row
 from .timing import peak_memory_on_cpu
 
 OPS = {"conv_block": "inference", **dict.fromkeys(  # and the work that is timed
-    ("field_norm", "fourier_act", "field_gate", "field_pool", "concatenated_act", "window_pool"), "training")}
+    ("field_norm", "fourier_act", "field_gate", "field_pool", "concatenated_act", "window_pool", "norm_max_pool"),
+    "training")}
 METHODS = ("escnn", "equiconv")
 
 
@@ -59,7 +60,7 @@ def _on_type(name, kind, fields, nn):
     return getattr(nn, kind)(_of(name, fields))
 
 
-def _blurred(name, kind, fields, *options_and_nn):
+def _with_options(name, kind, fields, *options_and_nn):
     *options, nn = options_and_nn
     return getattr(nn, kind)(_of(name, fields), *options)
 
@@ -125,10 +126,11 @@ LAYERS = {case.name: case for case in (
     FieldLayer("vectors_c8", "field_pool", partial(_on_type, "C8", "VectorFieldNonLinearity", regular(24)), PLANE),
     FieldLayer("concatenated_c8", "concatenated_act", partial(_on_type, "C8", "ConcatenatedNonLinearity", regular(24)),
                PLANE),
-    FieldLayer("max_blur_c8", "window_pool", partial(_blurred, "C8", "PointwiseMaxPoolAntialiased2D", regular(24), 2),
-               PLANE),
+    FieldLayer("max_blur_c8", "window_pool", partial(
+        _with_options, "C8", "PointwiseMaxPoolAntialiased2D", regular(24), 2), PLANE),
     FieldLayer("average_blur_so3", "window_pool", partial(
-        _blurred, "SO(3)", "PointwiseAvgPoolAntialiased3D", _polynomials, 0.66, 2), BALL, 4),
+        _with_options, "SO(3)", "PointwiseAvgPoolAntialiased3D", _polynomials, 0.66, 2), BALL, 4),
+    FieldLayer("norm_max_pool_so2", "norm_max_pool", partial(_with_options, "SO(2)", "NormMaxPool", VECTORS, 2), PLANE),
     *_blocks("c8_16_k5", "ELU", norm=True), *_blocks("c4_32_k3", "ReLU", norm=False),
 )}
 

@@ -12,7 +12,7 @@ NAMES = ("InnerBatchNorm", "IIDBatchNorm2d", "IIDBatchNorm3d", "GNormBatchNorm",
          "InducedNormBatchNorm", "FourierPointwise", "FourierELU", "QuotientFourierPointwise", "QuotientFourierELU",
          "NormNonLinearity", "InducedNormNonLinearity", "GatedNonLinearity1", "GatedNonLinearity2",
          "InducedGatedNonLinearity1", "GatedNonLinearityUniform", "GroupPooling", "NormPool", "InducedNormPool",
-         "VectorFieldNonLinearity", "ConcatenatedNonLinearity", "FieldDropout", "PointwiseDropout",
+         "NormMaxPool", "VectorFieldNonLinearity", "ConcatenatedNonLinearity", "FieldDropout", "PointwiseDropout",
          "PointwiseMaxPoolAntialiased2D", "PointwiseMaxPoolAntialiased3D", "PointwiseAvgPoolAntialiased3D")
 #: of torch, which only look at a tensor unless they copy it, or make one without numbers
 FREE = {"view", "reshape", "detach", "select", "expand", "alias", "as_strided", "new_empty", "empty_like", "to",
@@ -55,14 +55,16 @@ def test_few_passes(name):
     assert_few_passes(module, MODULES[name].inputs(module, batch=batch, requires_grad=True))
 
 
-@pytest.mark.parametrize("name", ["IIDBatchNorm2d", "GNormBatchNorm", "NormNonLinearity", "NormPool"])
+@pytest.mark.parametrize("name", ["IIDBatchNorm2d", "GNormBatchNorm", "NormNonLinearity", "NormPool",
+                                  "NormMaxPool"])
 def test_many_representations(name):
     g = gspaces.rot2dOnR2(16)
     field_type = of(g, *[g.irrep(k) for k in (1, 0, 2, 3, 1, 4, 0, 5, 6, 7)], g.regular_repr)
     if name == "NormNonLinearity":
         field_type = of(g, *[g.irrep(k) for k in (1, 0, 2, 3, 1, 4, 0, 5, 6, 7)])
     x = field_type(torch.randn(64, field_type.size, 6, 6, requires_grad=True))
-    assert_few_passes(getattr(equiconv.nn, name)(field_type), [x])
+    options = (2,) if name == "NormMaxPool" else ()
+    assert_few_passes(getattr(equiconv.nn, name)(field_type, *options), [x])
 
 
 def test_activated_batch_norm():

@@ -3,21 +3,10 @@
 #include "../window_pool.h"
 
 #include "field_tile.h"
+#include "window_taps.h"
 
 namespace equiconv::EQUICONV_ISA {
 namespace {
-
-// Where the taps of a window begin and end that lie within a grid of `size`, in one dimension.
-struct Taps {
-  int64_t start, begin, end;
-
-  Taps(const WindowPoolGrid& grid, int d, int64_t place, int64_t size) : start(place * grid.stride[d] - grid.padding[d]) {
-    const int64_t step = grid.dilation[d];
-    begin = start < 0 ? (-start + step - 1) / step : 0;
-    end = start < size ? (size - 1 - start) / step + 1 : 0;
-    if (end > grid.taps[d]) end = grid.taps[d];
-  }
-};
 
 // The windows without dilation that have a tap at `place`: [begin, end) of `count`.
 struct Owners {
@@ -56,23 +45,15 @@ struct Tile {
   }
 };
 
-// Calls body(first of these taps, row of the tile that they are in) for the taps of the windows in row (i, j).
-template <class T, class Body>
-inline void each_row_of_taps(const WindowPoolGrid& grid, const Tile<T>& tile, int64_t i, int64_t j, Body body) {
-  const Taps first(grid, 0, i, tile.size[0]), second(grid, 1, j, tile.size[1]);
-  for (int64_t a = first.begin; a < first.end; ++a)
-    for (int64_t b = second.begin; b < second.end; ++b)
-      body((a * grid.taps[1] + b) * grid.taps[2], tile.at(first.start + a * grid.dilation[0], second.start + b * grid.dilation[1], 0));
-}
-
 // Calls body(tap, window, vector) for all taps within the grid of the windows in row (i, j), of which there are `count`.
 template <class T, class Body>
 inline __attribute__((always_inline)) void each_tap(const WindowPoolGrid& grid, const Tile<T>& tile, int64_t i, int64_t j, int64_t count, Body body) {
-  each_row_of_taps(grid, tile, i, j, [&](int64_t tap, T* row) {
+  each_row_of_taps(grid, tile.size, i, j, [&](int64_t tap, int64_t row, int64_t column) {
+    T* const from = tile.at(row, column, 0);
     for (int64_t c = 0; c < grid.taps[2]; ++c) {
       const WindowRows windows = windows_with(grid, 2, c, tile.size[2], count);
       const int64_t step = grid.stride[2], start = c * grid.dilation[2] - grid.padding[2];
-      for (int64_t o = windows.first; o < windows.last; ++o) body(tap + c, o, vector_at(row, (o * step + start) * kWidth<T>));
+      for (int64_t o = windows.first; o < windows.last; ++o) body(tap + c, o, vector_at(from, (o * step + start) * kWidth<T>));
     }
   });
 }
@@ -228,8 +209,8 @@ struct Strip {
       const Tile<T> tile = take(rows, p.y.size);
       tile.fill(0);
       tile.each_row([&](int64_t i, int64_t j, T* out) {
-        each_row_of_taps(p.sum, from, i, j, [&](int64_t tap, const T* row) {
-          add_row_of_sums(row - p.sum.padding[2] * kWidth<T>, weights + tap * kWidth<T>, p.sum.taps[2], out,
+        each_row_of_taps(p.sum, from.size, i, j, [&](int64_t tap, int64_t row, int64_t column) {
+          add_row_of_sums(from.at(row, column, -p.sum.padding[2]), weights + tap * kWidth<T>, p.sum.taps[2], out,
                           {p.sum.stride[2], 1, 1, 1}, p.y.size[2]);
         });
       });

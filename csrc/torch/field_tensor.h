@@ -50,14 +50,19 @@ inline FieldTensor field_tensor_like(const char* op, const Tensor& t, const Fiel
   return f;
 }
 
-// A tensor like x with another number of channels.
-inline Tensor empty_fields(const Tensor& x, int64_t channels) {
-  std::vector<int64_t> shape;
-  for (int64_t d = 0; d < x.dim(); ++d) shape.push_back(d == 1 ? channels : x.size(d));
+// An uninitialised tensor of that shape in x's dtype and memory format.
+inline Tensor empty_fields(const Tensor& x, const std::vector<int64_t>& shape) {
   const auto format = !is_channels_last(x) ? torch::headeronly::MemoryFormat::Contiguous
                       : x.dim() == 4       ? torch::headeronly::MemoryFormat::ChannelsLast
                                            : torch::headeronly::MemoryFormat::ChannelsLast3d;
   return torch::stable::empty(shape, x.scalar_type(), torch::headeronly::Layout::Strided, x.device(), false, format);
+}
+
+// One like x with another number of channels.
+inline Tensor empty_fields(const Tensor& x, int64_t channels) {
+  std::vector<int64_t> shape;
+  for (int64_t d = 0; d < x.dim(); ++d) shape.push_back(d == 1 ? channels : x.size(d));
+  return empty_fields(x, shape);
 }
 
 // Fields in runs of about `channels` channels each: more where they lie side by side in memory.
