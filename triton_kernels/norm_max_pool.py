@@ -36,6 +36,19 @@ def place_of(tap, i, j, k, WINDOW: tl.constexpr, STRIDE: tl.constexpr, PADDING: 
 
 
 @triton.jit
+def root(x):
+    """The square root to the last bit, but of the smallest numbers: tl.sqrt is not exact, tl.sqrt_rn is a call.
+
+    Of float64 the number itself, which compares in the same way: its root is a call, too.
+    """
+    if x.dtype == tl.float64:
+        return x
+    inverse = tl.rsqrt(x)
+    near = x * inverse
+    return tl.where((x == 0) | (x == float("inf")), x, tl.fma(tl.fma(-near, near, x), 0.5 * inverse, near))
+
+
+@triton.jit
 def largest_tap(x_ptr, batch, channel, length, i, j, k, exists, channels, size, WINDOW: tl.constexpr,
                 STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """Of the windows i, j, k: the first of equal norms of fields of that length, the last that is no number."""
@@ -50,7 +63,7 @@ def largest_tap(x_ptr, batch, channel, length, i, j, k, exists, channels, size, 
             x = load_at(x_ptr, batch, channel + c, first, second, third, inside & (c < length), channels, size,
                         CHANNELS_LAST, 0.0)
             squares += x * x
-        norm = tl.sqrt_rn(squares) if squares.dtype == tl.float32 else tl.sqrt(squares)  # exact
+        norm = root(squares)
         takes = inside & ((norm > most) | (norm != norm))
         most, at = tl.where(takes, norm, most), tl.where(takes, tap, at)
     return at
