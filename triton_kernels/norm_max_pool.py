@@ -36,20 +36,7 @@ def place_of(tap, i, j, k, WINDOW: tl.constexpr, STRIDE: tl.constexpr, PADDING: 
 
 
 @triton.jit
-def root(x):
-    """The square root to the last bit, but of the smallest numbers: tl.sqrt is not exact, tl.sqrt_rn is a call.
-
-    Of float64 the number itself, which compares in the same way: its root is a call, too.
-    """
-    if x.dtype == tl.float64:
-        return x
-    inverse = tl.rsqrt(x)
-    near = x * inverse
-    return tl.where((x == 0) | (x == float("inf")), x, tl.fma(tl.fma(-near, near, x), 0.5 * inverse, near))
-
-
-@triton.jit
-def largest_tap(x_ptr, batch, channel, length, i, j, k, exists, channels, size, WINDOW: tl.constexpr,
+def largest_tap(x_ptr, batch, channel, length, longest, i, j, k, exists, channels, size, WINDOW: tl.constexpr,
                 STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr, CHANNELS_LAST: tl.constexpr):
     """Of the windows i, j, k: the first of equal norms of fields of that length, the last that is no number."""
     most = tl.full(exists.shape, -1.0, compute_type(x_ptr))  # less than a norm
@@ -59,11 +46,11 @@ def largest_tap(x_ptr, batch, channel, length, i, j, k, exists, channels, size, 
         inside = exists & (first >= 0) & (second >= 0) & (third >= 0)
         inside &= (first < size[0]) & (second < size[1]) & (third < size[2])
         squares = tl.zeros(exists.shape, compute_type(x_ptr))
-        for c in range(0, tl.max(length)):
+        for c in range(0, longest):
             x = load_at(x_ptr, batch, channel + c, first, second, third, inside & (c < length), channels, size,
                         CHANNELS_LAST, 0.0)
             squares += x * x
-        norm = root(squares)
+        norm = tl.sqrt(squares) if squares.dtype == tl.float64 else tl.sqrt_rn(squares)  # both exact
         takes = inside & ((norm > most) | (norm != norm))
         most, at = tl.where(takes, norm, most), tl.where(takes, tap, at)
     return at
@@ -75,10 +62,11 @@ def norm_max_pool_kernel(x_ptr, y_ptr, fields_ptr, num_fields, channels, total, 
                          CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
     _, exists, batch, field, (i, j, k) = places(total, num_fields, out, CHANNELS_LAST, BLOCK)
     channel, length, _ = load_rows(fields_ptr, field, tl.where(exists, num_fields, 0))
-    at = largest_tap(x_ptr, batch, channel, length, i, j, k, exists, channels, size, WINDOW, STRIDE, PADDING, DILATION,
-                     CHANNELS_LAST)
+    longest = tl.max(length)
+    at = largest_tap(x_ptr, batch, channel, length, longest, i, j, k, exists, channels, size, WINDOW, STRIDE, PADDING,
+                     DILATION, CHANNELS_LAST)
     first, second, third = place_of(at, i, j, k, WINDOW, STRIDE, PADDING, DILATION)
-    for c in range(0, tl.max(length)):
+    for c in range(0, longest):
         has = exists & (c < length)
         x = load_at(x_ptr, batch, channel + c, first, second, third, has, channels, size, CHANNELS_LAST, 0.0)
         offset = offset_of(batch, channel + c, i, j, k, channels, out, CHANNELS_LAST)
@@ -93,7 +81,8 @@ def norm_max_pool_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, fields_ptr, num_fields
     """OWNERS: how many windows a pixel may be in, in each dimension."""
     _, exists, batch, field, (i, j, k) = places(total, num_fields, size, CHANNELS_LAST, BLOCK)
     channel, length, _ = load_rows(fields_ptr, field, tl.where(exists, num_fields, 0))
-    for start in range(0, tl.max(length), BLOCK_SIZE):
+    longest = tl.max(length)
+    for start in range(0, longest, BLOCK_SIZE):
         c = start + tl.arange(0, BLOCK_SIZE)[None, :]
         has = exists[:, None] & (c < length[:, None])
         result = tl.zeros(has.shape, compute_type(x_ptr))
@@ -103,8 +92,8 @@ def norm_max_pool_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, fields_ptr, num_fields
             third = (k + PADDING[2]) // STRIDE[2] - owner % OWNERS[2]
             within = exists & (first >= 0) & (second >= 0) & (third >= 0)
             within &= (first < out[0]) & (second < out[1]) & (third < out[2])
-            at = largest_tap(x_ptr, batch, channel, length, first, second, third, within, channels, size, WINDOW,
-                             STRIDE, PADDING, DILATION, CHANNELS_LAST)
+            at = largest_tap(x_ptr, batch, channel, length, longest, first, second, third, within, channels, size,
+                             WINDOW, STRIDE, PADDING, DILATION, CHANNELS_LAST)
             at_i, at_j, at_k = place_of(at, first, second, third, WINDOW, STRIDE, PADDING, DILATION)
             within &= (at_i == i) & (at_j == j) & (at_k == k)
             result += load_at(grad_ptr, batch[:, None], channel[:, None] + c, first[:, None], second[:, None],
@@ -115,7 +104,7 @@ def norm_max_pool_bwd_kernel(grad_ptr, x_ptr, grad_x_ptr, fields_ptr, num_fields
 
 
 IN_INTERPRETER = {"BLOCK": 2048}  # large: fewer calls
-CONFIG = {"BLOCK": 256, "maxnreg": 255, "enable_fp_fusion": False}  # x * x + y * y is y * y + x * x without fusion
+CONFIG = {"BLOCK": 128, "maxnreg": 255, "enable_fp_fusion": False}  # x * x + y * y is y * y + x * x without fusion
 BLOCK_SIZE = 4
 
 
