@@ -9,16 +9,20 @@
 namespace equiconv::EQUICONV_ISA {
 namespace {
 
+template <class T> using Place = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;  // as wide as the numbers
+
 template <class T, class F>
 struct Plane {
   const NormMaxPoolParams& p;
   int64_t batch;
   const FieldPoolField& field;
-  int64_t pixels = p.x.size[0] * p.x.plane(), windows = p.y.size[0] * p.y.plane();
+  int64_t pixels = p.x.size[0] * p.x.plane(), windows = p.y.size[0] * p.y.plane(), lanes = padded<T>(p.y.size[2]);
   T* norms = reinterpret_cast<T*>(p.scratch);
   T* sums = norms + padded<T>(pixels);
-  T* most = sums + padded<T>(pixels);  // of each window
-  int32_t* chosen = reinterpret_cast<int32_t*>(most + padded<T>(windows));  // its pixel
+  Place<T>* chosen = reinterpret_cast<Place<T>*>(sums + padded<T>(pixels));  // of each window its pixel
+  T* most = reinterpret_cast<T*>(chosen + padded<T>(windows));               // of each window in a row
+  T* values = most + lanes;
+  Place<T>* at = reinterpret_cast<Place<T>*>(values + lanes);
 
   F* memory(const WindowPoolTensor& t, int64_t c) const {
     return static_cast<F*>(t.data) + batch * t.stride_batch + (field.channel + c) * t.stride_channel;
@@ -45,28 +49,32 @@ struct Plane {
   // The first of equal norms; the last that is no number.
   void choose() const {
     find_norms();
-    for (int64_t o = 0; o < windows; ++o) chosen[o] = -1;
+    Vector<Place<T>> apart;  // of windows that follow each other
+    for (int l = 0; l < kWidth<T>; ++l) apart[l] = Place<T>(l * p.window.stride[2]);
     for (int64_t i = 0; i < p.y.size[0]; ++i)
       for (int64_t j = 0; j < p.y.size[1]; ++j) {
-        const int64_t first = (i * p.y.size[1] + j) * p.y.size[2];
+        for (int64_t l = 0; l < lanes; ++l) most[l] = -1, at[l] = 0;  // less than a norm
         each_row_of_taps(p.window, p.x.size, i, j, [&](int64_t, int64_t row, int64_t column) {
-          const int64_t start = (row * p.x.size[1] + column) * p.x.size[2];
-          for (int64_t c = 0; c < p.window.taps[2]; ++c) choose_among(first, start, c);
+          for (int64_t c = 0; c < p.window.taps[2]; ++c) choose_among((row * p.x.size[1] + column) * p.x.size[2], c, apart);
         });
+        Place<T>* const to = chosen + (i * p.y.size[1] + j) * p.y.size[2];
+        for (int64_t o = 0; o < p.y.size[2]; ++o) to[o] = at[o];
       }
-    for (int64_t o = 0; o < windows; ++o) chosen[o] = chosen[o] < 0 ? 0 : chosen[o];  // a window between the pixels
   }
 
-  // The tap c of the windows from `first` on, in the row of pixels from `start` on
-  void choose_among(int64_t first, int64_t start, int64_t c) const {
+  // The tap c of each window, in the row of pixels from `start` on
+  void choose_among(int64_t start, int64_t c, const Vector<Place<T>>& apart) const {
     const WindowRows range = windows_with(p.window, 2, c, p.x.size[2], p.y.size[2]);
     const int64_t step = p.window.stride[2], begin = start + c * p.window.dilation[2] - p.window.padding[2];
-    for (int64_t o = range.first; o < range.last; ++o) {
-      const int64_t pixel = begin + o * step;
-      const T norm = norms[pixel];
-      const bool takes = norm > most[first + o] || norm != norm || chosen[first + o] < 0;
-      most[first + o] = takes ? norm : most[first + o];
-      chosen[first + o] = takes ? int32_t(pixel) : chosen[first + o];
+    for (int64_t l = 0; l < range.first; ++l) values[l] = -1;
+    for (int64_t o = range.first; o < range.last; ++o) values[o] = norms[begin + o * step];
+    for (int64_t l = range.last; l < lanes; ++l) values[l] = -1;
+    Vector<Place<T>> pixel = apart + Place<T>(begin);
+    for (int64_t l = 0; l < lanes; l += kWidth<T>, pixel += Place<T>(step * kWidth<T>)) {
+      const Vector<T> value = vector_at(values, l), found = vector_at(most, l);
+      const auto takes = (value > found) | (value != value);
+      vector_at(most, l) = takes ? value : found;
+      vector_at(at, l) = takes ? pixel : vector_at(at, l);
     }
   }
 
