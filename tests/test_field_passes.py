@@ -67,10 +67,14 @@ def test_many_representations(name):
     assert_few_passes(getattr(equiconv.nn, name)(field_type, *options), [x])
 
 
-def test_activated_batch_norm():
+@pytest.mark.parametrize("function", [equiconv.nn.ELU, lambda t: equiconv.nn.PointwiseNonLinearity(t, "p_relu")])
+def test_activated_batch_norm(function):
     t = MODULES["InnerBatchNorm"].build(equiconv.nn).in_type
-    module = equiconv.nn.SequentialModule(equiconv.nn.InnerBatchNorm(t), equiconv.nn.ELU(t))
-    assert_few_passes(module, [t(torch.randn(64, t.size, 6, 6, requires_grad=True))])
+    norm, function = equiconv.nn.InnerBatchNorm(t), function(t)
+    x = t(torch.randn(64, t.size, 6, 6, requires_grad=True))
+    module = equiconv.nn.SequentialModule(norm, function)
+    assert_few_passes(module, [x])
+    torch.testing.assert_close(module(x).tensor, function(norm(x)).tensor)
 
 
 @pytest.mark.parametrize("norm", [False, True])
