@@ -17,7 +17,8 @@ from .records import Row
 from .timing import peak_memory_on_cpu
 
 OPS = {"conv_block": "inference", **dict.fromkeys(  # and the work that is timed
-    ("field_norm", "fourier_act", "field_gate", "field_pool", "concatenated_act", "window_pool"), "training")}
+    ("field_norm", "fourier_act", "field_gate", "field_pool", "concatenated_act", "window_pool", "norm_max_pool"),
+    "training")}
 METHODS = ("escnn", "equiconv")
 
 
@@ -59,7 +60,7 @@ def _on_type(name, kind, fields, nn):
     return getattr(nn, kind)(_of(name, fields))
 
 
-def _blurred(name, kind, fields, *options_and_nn):
+def _with_options(name, kind, fields, *options_and_nn):
     *options, nn = options_and_nn
     return getattr(nn, kind)(_of(name, fields), *options)
 
@@ -125,10 +126,11 @@ LAYERS = {case.name: case for case in (
     FieldLayer("vectors_c8", "field_pool", partial(_on_type, "C8", "VectorFieldNonLinearity", regular(24)), PLANE),
     FieldLayer("concatenated_c8", "concatenated_act", partial(_on_type, "C8", "ConcatenatedNonLinearity", regular(24)),
                PLANE),
-    FieldLayer("max_blur_c8", "window_pool", partial(_blurred, "C8", "PointwiseMaxPoolAntialiased2D", regular(24), 2),
-               PLANE),
+    FieldLayer("max_blur_c8", "window_pool", partial(
+        _with_options, "C8", "PointwiseMaxPoolAntialiased2D", regular(24), 2), PLANE),
     FieldLayer("average_blur_so3", "window_pool", partial(
-        _blurred, "SO(3)", "PointwiseAvgPoolAntialiased3D", _polynomials, 0.66, 2), BALL, 4),
+        _with_options, "SO(3)", "PointwiseAvgPoolAntialiased3D", _polynomials, 0.66, 2), BALL, 4),
+    FieldLayer("norm_max_pool_so2", "norm_max_pool", partial(_with_options, "SO(2)", "NormMaxPool", VECTORS, 2), PLANE),
     *_blocks("c8_16_k5", "ELU", norm=True), *_blocks("c4_32_k3", "ReLU", norm=False),
 )}
 
@@ -171,6 +173,10 @@ def _of_a_copy(bytes, columns, bytes_per_s):
                 note=f"{speed * 1e-9:.0f} GB/s, {speed / bytes_per_s:.0%} of a copy's")
 
 
+def _of_tensor(module, x):
+    return module(GeometricTensor(x, module.in_type)).tensor  # its own type: others are compared number by number
+
+
 def _layers(case, device, precision, layout):
     """{method: Layer}, with one input, one gradient and equal parameters."""
     modules = {method: case.build(namespace).to(device, precision.parameters).train()
@@ -182,7 +188,7 @@ def _layers(case, device, precision, layout):
     x.requires_grad_()
     layers = {}
     for method, module in modules.items():
-        layer = Layer(module, lambda t, module=module: module(GeometricTensor(t, in_type)).tensor, x, None, precision)
+        layer = Layer(module, partial(_of_tensor, module), x, None, precision)
         layer.parameters = [p for _, p in sorted(module.named_parameters()) if p.requires_grad]
         layers[method] = layer
     with torch.no_grad():

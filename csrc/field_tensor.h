@@ -25,18 +25,26 @@ constexpr int64_t field_tile_scratch(int64_t channels, int64_t lanes) { return c
 // Items of work: every part of the pixels of every run. Threads take one after the other.
 struct FieldWork {
   const FieldRun* runs;
-  int64_t num_runs, parts;
+  int64_t num_runs;
+  int64_t parts;       // of the batch: some whole images each, or, if there are more parts than images, pieces of them
   int64_t lanes;       // pixels that are treated together, at most
   int64_t* next_item;  // shared by the threads
   char* scratch;       // of the calling thread, 64-byte aligned
   DType dtype;         // of the tensors in memory
 
-  // The pixels of a part, counted through the batch: [first, first of the next part). Whole images if there are enough.
+  // The pixels of a part, counted through the batch: [begin, end). Parts that are taken at a time lie far apart: threads
+  // that write to neighbouring pixels of a channel would wait for each other's cache lines.
+  struct Range { int64_t begin, end; };
+  Range part_range(const FieldTensor& x, int64_t part) const {
+    part = part % 2 ? (parts + part) / 2 : part / 2;
+    return {part_begin(x, part), part_begin(x, part + 1)};
+  }
+
+ private:
   int64_t part_begin(const FieldTensor& x, int64_t part) const {
-    const int64_t total = x.batch * x.pixels, unit = x.batch >= parts ? x.pixels : 64;
-    const int64_t units = unit > 0 ? (total + unit - 1) / unit : 0;
-    const int64_t begin = units * part / parts * unit;
-    return begin < total ? begin : total;
+    if (parts <= x.batch) return x.batch * part / parts * x.pixels;
+    const int64_t pieces = parts / x.batch, vectors = (x.pixels + 63) / 64, begin = vectors * (part % pieces) / pieces * 64;
+    return part / pieces * x.pixels + begin;
   }
 };
 

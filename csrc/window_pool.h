@@ -60,4 +60,27 @@ inline WindowRows rows_reaching(const WindowPoolGrid& grid, WindowRows rows, int
   return within(first, (rows.last - 1 + grid.padding[0]) / grid.stride[0] + 1, count);
 }
 
+// The windows, of `count`, whose tap of this number lies within a grid of `size`, in one dimension.
+inline WindowRows windows_with(const WindowPoolGrid& grid, int d, int64_t tap, int64_t size, int64_t count) {
+  const int64_t before = grid.padding[d] - tap * grid.dilation[d], last = size - 1 + before;
+  return within(before <= 0 ? 0 : (before + grid.stride[d] - 1) / grid.stride[d], last < 0 ? 0 : last / grid.stride[d] + 1, count);
+}
+
+// Pixels beyond the ends of the last dimension.
+struct WindowMargin {
+  int64_t left, right;
+};
+
+// As far as `count` windows over a grid of `size` reach.
+inline WindowMargin margin_read(const WindowPoolGrid& grid, int64_t count, int64_t size) {
+  const int64_t last = (count - 1) * grid.stride[2] - grid.padding[2] + (grid.taps[2] - 1) * grid.dilation[2];
+  return {grid.padding[2], last < size ? 0 : last - size + 1};
+}
+
+// Windows beyond `count` of them, without dilation, that would have a tap within a grid of `size`.
+inline WindowMargin margin_reaching(const WindowPoolGrid& grid, int64_t size, int64_t count) {
+  const int64_t last = (size - 1 + grid.padding[2]) / grid.stride[2];
+  return {(grid.taps[2] - 1) / grid.stride[2], last < count ? 0 : last - count + 1};
+}
+
 }  // namespace equiconv

@@ -1,4 +1,5 @@
 """The op library `torch.ops.equiconv`: every schema is declared in Python; plugin libraries implement."""
+import itertools
 from importlib import import_module
 
 import torch
@@ -80,67 +81,16 @@ def _differentiable(op, qualname, setup_context, backward):
     A formula from register_autograd is Python inside the dispatcher: it costs every call, also one without gradients.
     The eager function goes round it, calling the op below autograd.
     """
-    below_autograd = torch._C._AutoDispatchBelowAutograd
-    any_requires_grad = torch._C._any_requires_grad
-    is_compiling, is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
-    in_functorch = torch._C._are_functorch_transforms_active
-
-    torch.library.register_autograd(qualname, backward, setup_context=setup_context, lib=LIBRARY)
-    places = [i for i, argument in enumerate(op._schema.arguments) if str(argument.type) == "List[Tensor]"]
-    if places:  # autograd does not look into lists
-        return _on_flat_lists(op, places, setup_context, backward)
-
-    def eager_forward(ctx, *inputs):
-        with below_autograd():
-            output = op(*inputs)
-        setup_context(ctx, inputs, output)
-        return output
-
-    def autograd_function(**methods):
-        methods = {key: staticmethod(f) for key, f in methods.items()}
-        return type(qualname.replace("::", "_").replace(".", "_"), (torch.autograd.Function,), methods)
-
-    # A setup_context of its own costs 40 us a call; only torch.func needs it (it refuses what register_autograd makes).
-    eager = autograd_function(forward=eager_forward, backward=backward).apply
-    functorch = autograd_function(forward=lambda *inputs: op(*inputs), setup_context=setup_context,
-                                  backward=backward)
-    functorch.generate_vmap_rule = True
-
-    def function(*inputs):
-        if is_compiling():
-            return op(*inputs)
-        if in_functorch():
-            return functorch.apply(*inputs)
-        if is_grad_enabled() and any_requires_grad(*inputs):
-            return eager(*inputs)
-        with below_autograd():
-            return op(*inputs)
-
-    return function
-
-
-def _on_flat_lists(op, places, setup_context, backward):
-    """The eager function of an op with lists of tensors, at these places among its arguments."""
     below_autograd, any_requires_grad = torch._C._AutoDispatchBelowAutograd, torch._C._any_requires_grad
     is_compiling, is_grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
+    in_functorch, (flat, nested) = torch._C._are_functorch_transforms_active, _lists_of(op)
+    torch.library.register_autograd(qualname, backward, setup_context=setup_context, lib=LIBRARY)
 
-    others = [i for i in range(len(op._schema.arguments)) if i not in places]
-
-    def flat(values):
-        """The values, the tensors of their lists at the end."""
-        return [*(values[i] for i in others), *(t for i in places for t in values[i])]
-
-    def nested(values, lengths):
-        inputs, start = list(values[:len(others)]), len(others)
-        for place, length in zip(places, lengths):
-            inputs.insert(place, list(values[start:start + length]))
-            start += length
-        return inputs
-
+    # A setup_context of its own costs 40 us a call; only torch.func needs it (it refuses what register_autograd makes).
     class Eager(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, lengths, *values):
-            inputs = nested(values, lengths)
+        def forward(ctx, *values_and_lengths):
+            inputs = nested(*values_and_lengths)
             with below_autograd():
                 output = op(*inputs)
             setup_context(ctx, inputs, output)
@@ -148,32 +98,58 @@ def _on_flat_lists(op, places, setup_context, backward):
 
         @staticmethod
         def backward(ctx, *grads):
-            return None, *flat(backward(ctx, *grads))
+            return *flat(backward(ctx, *grads))[:-1], None
 
     class Functorch(torch.autograd.Function):
         generate_vmap_rule = True
         backward = Eager.backward
 
         @staticmethod
-        def forward(lengths, *values):
-            return op(*nested(values, lengths))
+        def forward(*values_and_lengths):
+            return op(*nested(*values_and_lengths))
 
         @staticmethod
         def setup_context(ctx, inputs, output):
-            setup_context(ctx, nested(inputs[1:], inputs[0]), output)
+            setup_context(ctx, nested(*inputs), output)
+
+    Eager.__name__ = Eager.__qualname__ = qualname.replace("::", "_").replace(".", "_")
+    eager, functorch = Eager.apply, Functorch.apply
 
     def function(*inputs):
         if is_compiling():
             return op(*inputs)
-        values, lengths = flat(inputs), [len(inputs[i]) for i in places]
-        if torch._C._are_functorch_transforms_active():
-            return Functorch.apply(lengths, *values)
+        values = flat(inputs)
+        if in_functorch():
+            return functorch(*values)
         if is_grad_enabled() and any_requires_grad(*values):
-            return Eager.apply(lengths, *values)
+            return eager(*values)
         with below_autograd():
             return op(*inputs)
 
     return function
+
+
+def _lists_of(op):
+    """(flat, nested) of the lists of tensors among the arguments of an op, into which autograd does not look.
+
+    flat(arguments) -> the others, then what is in the lists, then the lengths of these; nested(*flat) undoes it
+    """
+    kinds = [str(argument.type) for argument in op._schema.arguments]
+    places = [i for i, kind in enumerate(kinds) if kind == "List[Tensor]"]
+    others = [i for i in range(len(kinds)) if i not in places]
+
+    def flat(arguments):
+        lists = [arguments[i] for i in places]
+        return *(arguments[i] for i in others), *itertools.chain(*lists), [len(tensors) for tensors in lists]
+
+    def nested(*values):
+        arguments, start = list(values[:len(others)]), len(others)
+        for place, length in zip(places, values[-1]):
+            arguments.insert(place, list(values[start:start + length]))
+            start += length
+        return arguments
+
+    return (flat, nested) if places else (lambda arguments: (*arguments, None), lambda *values: values[:-1])
 
 
 def _detached(op):

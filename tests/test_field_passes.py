@@ -12,7 +12,7 @@ NAMES = ("InnerBatchNorm", "IIDBatchNorm2d", "IIDBatchNorm3d", "GNormBatchNorm",
          "InducedNormBatchNorm", "FourierPointwise", "FourierELU", "QuotientFourierPointwise", "QuotientFourierELU",
          "NormNonLinearity", "InducedNormNonLinearity", "GatedNonLinearity1", "GatedNonLinearity2",
          "InducedGatedNonLinearity1", "GatedNonLinearityUniform", "GroupPooling", "NormPool", "InducedNormPool",
-         "VectorFieldNonLinearity", "ConcatenatedNonLinearity", "FieldDropout", "PointwiseDropout",
+         "NormMaxPool", "VectorFieldNonLinearity", "ConcatenatedNonLinearity", "FieldDropout", "PointwiseDropout",
          "PointwiseMaxPoolAntialiased2D", "PointwiseMaxPoolAntialiased3D", "PointwiseAvgPoolAntialiased3D")
 #: of torch, which only look at a tensor unless they copy it, or make one without numbers
 FREE = {"view", "reshape", "detach", "select", "expand", "alias", "as_strided", "new_empty", "empty_like", "to",
@@ -55,20 +55,26 @@ def test_few_passes(name):
     assert_few_passes(module, MODULES[name].inputs(module, batch=batch, requires_grad=True))
 
 
-@pytest.mark.parametrize("name", ["IIDBatchNorm2d", "GNormBatchNorm", "NormNonLinearity", "NormPool"])
+@pytest.mark.parametrize("name", ["IIDBatchNorm2d", "GNormBatchNorm", "NormNonLinearity", "NormPool",
+                                  "NormMaxPool"])
 def test_many_representations(name):
     g = gspaces.rot2dOnR2(16)
     field_type = of(g, *[g.irrep(k) for k in (1, 0, 2, 3, 1, 4, 0, 5, 6, 7)], g.regular_repr)
     if name == "NormNonLinearity":
         field_type = of(g, *[g.irrep(k) for k in (1, 0, 2, 3, 1, 4, 0, 5, 6, 7)])
     x = field_type(torch.randn(64, field_type.size, 6, 6, requires_grad=True))
-    assert_few_passes(getattr(equiconv.nn, name)(field_type), [x])
+    options = (2,) if name == "NormMaxPool" else ()
+    assert_few_passes(getattr(equiconv.nn, name)(field_type, *options), [x])
 
 
-def test_activated_batch_norm():
+@pytest.mark.parametrize("function", [equiconv.nn.ELU, lambda t: equiconv.nn.PointwiseNonLinearity(t, "p_relu")])
+def test_activated_batch_norm(function):
     t = MODULES["InnerBatchNorm"].build(equiconv.nn).in_type
-    module = equiconv.nn.SequentialModule(equiconv.nn.InnerBatchNorm(t), equiconv.nn.ELU(t))
-    assert_few_passes(module, [t(torch.randn(64, t.size, 6, 6, requires_grad=True))])
+    norm, function = equiconv.nn.InnerBatchNorm(t), function(t)
+    x = t(torch.randn(64, t.size, 6, 6, requires_grad=True))
+    module = equiconv.nn.SequentialModule(norm, function)
+    assert_few_passes(module, [x])
+    torch.testing.assert_close(module(x).tensor, function(norm(x)).tensor)
 
 
 @pytest.mark.parametrize("norm", [False, True])

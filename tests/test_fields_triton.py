@@ -17,6 +17,7 @@ from tests import test_field_gate as gate
 from tests import test_field_norm as norm
 from tests import test_field_pool as pool
 from tests import test_fourier_act as fourier
+from tests import test_norm_max_pool as norm_max
 from tests import test_window_pool as window
 from tests.field_tables import assert_close, random, tensor
 from tests.modules import MODULES, of, reflections
@@ -30,18 +31,20 @@ from equiconv.triton_kernels import field_gate as gate_kernels
 from equiconv.triton_kernels import field_norm as norm_kernels
 from equiconv.triton_kernels import field_pool as pool_kernels
 from equiconv.triton_kernels import fourier_act as fourier_kernels
+from equiconv.triton_kernels import norm_max_pool as norm_max_kernels
 from equiconv.triton_kernels import window_pool as window_kernels
 
 OPS = torch.ops.equiconv
 KERNELS = (gate_kernels, norm_kernels, pool_kernels, fourier_kernels, concatenated_kernels, dropout_kernels,
-           window_kernels)
+           window_kernels, norm_max_kernels)
 INTERPRETED_CONFIGS = {  # several programs for everything
     gate_kernels: {"BLOCK_PIXELS": 64, "BLOCK_FIELDS": 4, "BLOCK_SIZE": 2}, fourier_kernels: {
         "BLOCK_PIXELS": 128, "BLOCK_SAMPLES": 16},
     pool_kernels: {"BLOCK_PIXELS": 64, "BLOCK_FIELDS": 4, "BLOCK_SIZE": 2},
     norm_kernels: {"BLOCK_PIXELS": 64, "BLOCK_CHANNELS": 16},
     concatenated_kernels: {"BLOCK_PIXELS": 64, "BLOCK_CHANNELS": 4},
-    dropout_kernels: {"BLOCK_PIXELS": 64, "BLOCK_FIELDS": 1, "BLOCK_SIZE": 2}, window_kernels: {"BLOCK": 256}}
+    dropout_kernels: {"BLOCK_PIXELS": 64, "BLOCK_FIELDS": 1, "BLOCK_SIZE": 2}, window_kernels: {"BLOCK": 256},
+    norm_max_kernels: {"BLOCK": 64}}
 each_device = pytest.mark.parametrize("device", [
     pytest.param(b.values[1], marks=b.marks, id=b.values[1]) for b in BACKENDS if b.values[0] == "triton"])
 CONTIGUOUS, LAST = False, True
@@ -210,6 +213,20 @@ def test_windows(kind, shape, dtype, channels_last, device):
     window.assert_equals_reference(x.to(device), filter, geometry, backend="triton")
 
 
+@pytest.mark.parametrize("kind", norm_max.KINDS)
+@pytest.mark.parametrize("shape,dtype,channels_last", [
+    ((1, 5, 6), torch.float64, CONTIGUOUS), ((1, 4, 5), torch.bfloat16, LAST),
+    pytest.param((1, 4, 3, 5), torch.float32, LAST, marks=pytest.mark.slow)], ids=["plane", "plane_last", "solid"])
+@each_device
+@pytest.mark.usefixtures("small_blocks")
+def test_largest_norms(kind, shape, dtype, channels_last, device):
+    sizes = norm_max.SIZES if kind == "apart" else (2, 1)  # fewer: the interpreter is slow
+    x, tables, geometry = norm_max.arguments(kind, shape, dtype, channels_last, sizes)
+    x, tables = x.to(device), [t.to(device) for t in tables]
+    norm_max.assert_equals_reference(x, tables, geometry, backend="triton")
+    norm_max.assert_equals_reference(x.relu().round().clamp(max=1), tables, geometry, backend="triton")
+
+
 @pytest.mark.parametrize("kind", MAIN)
 @each_device
 def test_no_pixels(kind, device):
@@ -261,6 +278,9 @@ def test_opcheck(device):
     opcheck(OPS.fourier_act.triton, (x.requires_grad_(), *matrices, 1), test_utils=utilities)
     x, *tables = (t.to(device) for t in pool.arguments([(4, 2)], True, (2, 2, 3), torch.float32, LAST))
     opcheck(OPS.field_pool.triton, (x.requires_grad_(), *tables, True, None), test_utils=utilities)
+    x, tables, geometry = norm_max.arguments("apart", (2, 2, 3), torch.float32, LAST)
+    call = (x.to(device).requires_grad_(), *(t.to(device) for t in tables), *geometry.values(), False)
+    opcheck(OPS.norm_max_pool.triton, call, test_utils=utilities)
     (x, bias, _), rest = gate.arguments([2, 1], "norm", (2, 2, 3), torch.float32, LAST)
     call = [None if t is None else t.to(device)
             for t in (x.requires_grad_(), None, bias, rest["fields"], rest["elements"])]
@@ -444,7 +464,7 @@ def test_launches_are_counted():
 @pytest.mark.triton
 @pytest.mark.skipif(not backends.TRITON_INTERPRET, reason="needs TRITON_INTERPRET=1")
 @pytest.mark.parametrize("name", [
-    "NormNonLinearity", "GatedNonLinearity1", "GroupPooling", *(
+    "NormNonLinearity", "GatedNonLinearity1", "GroupPooling", "NormMaxPool", *(
         pytest.param(name, marks=pytest.mark.slow) for name in (
             "InducedNormNonLinearity", "GatedNonLinearity2", "InducedGatedNonLinearity1", "FourierELU",
             "QuotientFourierPointwise", "NormPool", "InducedNormPool", "VectorFieldNonLinearity",

@@ -9,6 +9,7 @@ from tests.modules import (
     adjacent_irreps,
     gates_of_induced,
     mixed,
+    of,
     outputs,
     plane,
     pointwise,
@@ -308,6 +309,31 @@ def test_jit_trace(name):
     with torch.no_grad():
         traced = torch.jit.trace(container, x.tensor, check_trace=False)
         torch.testing.assert_close(traced(x.tensor), module(x).tensor)
+
+
+@pytest.mark.parametrize("name", ["IIDBatchNorm1d", "IIDBatchNorm2d", "IIDBatchNorm3d", "InnerBatchNorm",
+                                  "GNormBatchNorm", "NormBatchNorm", "InducedNormBatchNorm"])
+def test_one_value_to_train_with(name):
+    """Raises where escnn does; fields of several channels have more than one value in InnerBatchNorm."""
+    ours, theirs = (MODULES[name].build(n).train() for n in (equiconv.nn, escnn.nn))
+    before = {key: value.clone() for key, value in ours.state_dict().items()}
+    x = torch.randn(1, ours.in_type.size, *[1] * (MODULES[name].inputs(ours)[0].tensor.dim() - 2))
+    if name.startswith(("IID", "Inner")):
+        with pytest.raises((ValueError, AssertionError)):
+            theirs(theirs.in_type(x))
+        with pytest.raises(ValueError, match=f"{name}: expected more than 1 value per channel when training, got"):
+            ours(ours.in_type(x))
+        assert all(torch.equal(before[key], value) for key, value in ours.state_dict().items())
+        ours.eval()
+        assert torch.isfinite(ours(ours.in_type(x)).tensor).all()
+    else:
+        torch.testing.assert_close(ours(ours.in_type(x)).tensor, theirs(theirs.in_type(x)).tensor)
+
+
+def test_one_pixel_of_wide_fields_has_several_values():
+    ours, theirs = (n.InnerBatchNorm(of(plane(), plane().regular_repr)) for n in (equiconv.nn, escnn.nn))
+    x = torch.randn(1, ours.in_type.size, 1, 1)
+    torch.testing.assert_close(ours(ours.in_type(x)).tensor, theirs(theirs.in_type(x)).tensor)
 
 
 @pytest.mark.parametrize("name", ["GNormBatchNorm", "IIDBatchNorm2d", "InnerBatchNorm", "NormBatchNorm"])

@@ -15,7 +15,7 @@ CPU_OPS = ("steerable_conv", "steerable_conv_activated", "steerable_conv_bwd", "
            "field_norm_moments", "field_batch_norm", "field_batch_norm_bwd",
            "fourier_act", "fourier_act_bwd", "field_gate", "field_gate_bwd", "field_pool",
            "field_pool_bwd", "field_dropout", "concatenated_act", "concatenated_act_bwd", "window_pool",
-           "window_pool_bwd")
+           "window_pool_bwd", "norm_max_pool", "norm_max_pool_bwd")
 TRITON_OPS = ("steerable_conv_two_pass", "steerable_conv_two_pass_bwd")
 
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key

@@ -46,8 +46,8 @@ inline void each_item(const FieldWork& work, Body body) {
 // Calls body(Pixels) for the tiles of a part. All but the last of an image consist of whole vectors.
 template <class T, class Body>
 inline void each_tile(const FieldWork& work, const FieldTensor& x, int64_t part, Body body) {
-  const int64_t end = work.part_begin(x, part + 1);
-  for (int64_t n = work.part_begin(x, part); n < end;) {
+  const auto [begin, end] = work.part_range(x, part);
+  for (int64_t n = begin; n < end;) {
     const int64_t batch = n / x.pixels, first = n - batch * x.pixels;
     int64_t count = x.pixels - first;
     if (count > end - n) count = end - n;

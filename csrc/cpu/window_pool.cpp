@@ -1,22 +1,12 @@
-// The channels of a pixel are the lanes of a vector: tiles are [pixels, lanes], whatever the memory format.
+// The channels of a pixel are the lanes of a vector: tiles are [pixels, lanes], whatever the memory format. Windows are
+// taken a row at a time, tap by tap, so that their bounds are found once for a row.
 #include "../window_pool.h"
 
 #include "field_tile.h"
+#include "window_taps.h"
 
 namespace equiconv::EQUICONV_ISA {
 namespace {
-
-// Where the taps of a window begin and end that lie within a grid of `size`, in one dimension.
-struct Taps {
-  int64_t start, begin, end;
-
-  Taps(const WindowPoolGrid& grid, int d, int64_t place, int64_t size) : start(place * grid.stride[d] - grid.padding[d]) {
-    const int64_t step = grid.dilation[d];
-    begin = start < 0 ? (-start + step - 1) / step : 0;
-    end = start < size ? (size - 1 - start) / step + 1 : 0;
-    if (end > grid.taps[d]) end = grid.taps[d];
-  }
-};
 
 // The windows without dilation that have a tap at `place`: [begin, end) of `count`.
 struct Owners {
@@ -29,52 +19,75 @@ struct Owners {
   }
 };
 
-// Some rows of a plane or volume, as far as a tile holds them.
+// Some rows of a plane or volume, as far as a tile holds them; with zeros beyond both ends of the last dimension.
 template <class T>
 struct Tile {
   T* data;
   WindowRows rows;
   const int64_t* size;
+  WindowMargin margin;
 
-  int64_t pixels() const { return (rows.last - rows.first) * size[1] * size[2]; }
-  T* at(int64_t i, int64_t j, int64_t k) const { return data + (((i - rows.first) * size[1] + j) * size[2] + k) * kWidth<T>; }
+  int64_t pitch() const { return margin.left + size[2] + margin.right; }
+  int64_t pixels() const { return (rows.last - rows.first) * size[1] * pitch(); }
+  T* at(int64_t i, int64_t j, int64_t k) const {
+    return data + (((i - rows.first) * size[1] + j) * pitch() + margin.left + k) * kWidth<T>;
+  }
 
+  // Calls body(i, j, the row)
   template <class Body>
-  void each(Body body) const {
+  void each_row(Body body) const {
     for (int64_t i = rows.first; i < rows.last; ++i)
-      for (int64_t j = 0; j < size[1]; ++j)
-        for (int64_t k = 0; k < size[2]; ++k) body(i, j, k, *reinterpret_cast<Vector<T>*>(at(i, j, k)));
+      for (int64_t j = 0; j < size[1]; ++j) body(i, j, at(i, j, 0));
+  }
+
+  void fill(T value) const {
+    for (int64_t q = 0; q < pixels(); ++q) vector_at(data, q * kWidth<T>) = value + Vector<T>{};
   }
 };
 
-// Calls body(tap, vector) for the taps of a window that lie within the tile's grid.
+// Calls body(tap, window, vector) for all taps within the grid of the windows in row (i, j), of which there are `count`.
+template <class T, class Body>
+inline __attribute__((always_inline)) void each_tap(const WindowPoolGrid& grid, const Tile<T>& tile, int64_t i, int64_t j, int64_t count, Body body) {
+  each_row_of_taps(grid, tile.size, i, j, [&](int64_t tap, int64_t row, int64_t column) {
+    T* const from = tile.at(row, column, 0);
+    for (int64_t c = 0; c < grid.taps[2]; ++c) {
+      const WindowRows windows = windows_with(grid, 2, c, tile.size[2], count);
+      const int64_t step = grid.stride[2], start = c * grid.dilation[2] - grid.padding[2];
+      for (int64_t o = windows.first; o < windows.last; ++o) body(tap + c, o, vector_at(from, (o * step + start) * kWidth<T>));
+    }
+  });
+}
+
+// How far the vectors of a sum along a row lie from each other.
+struct SumSteps {
+  int64_t in, tap, weight, out;
+};
+
+// out[u] += sum_c weights[c] in[u, c] for N of them
+template <int N, class T>
+inline void add_sums(const T* in, const T* weights, int64_t taps, T* out, const SumSteps& steps) {
+  Vector<T> sum[N];
+#pragma GCC unroll 8
+  for (int u = 0; u < N; ++u) sum[u] = vector_at(out, u * steps.out * kWidth<T>);
+  for (int64_t c = 0; c < taps; ++c) {
+    const Vector<T> weight = vector_at(weights, c * steps.weight * kWidth<T>);
+    const T* from = in + c * steps.tap * kWidth<T>;
+#pragma GCC unroll 8
+    for (int u = 0; u < N; ++u) sum[u] += weight * vector_at(from, u * steps.in * kWidth<T>);
+  }
+#pragma GCC unroll 8
+  for (int u = 0; u < N; ++u) vector_at(out, u * steps.out * kWidth<T>) = sum[u];
+}
+
 template <class T>
-struct Window {
-  const WindowPoolGrid& grid;
-  const Tile<T>& tile;
-  Taps first, second, third;
-
-  Window(const WindowPoolGrid& grid, const Tile<T>& tile, int64_t i, int64_t j, int64_t k)
-      : grid(grid), tile(tile), first(grid, 0, i, tile.size[0]), second(grid, 1, j, tile.size[1]), third(grid, 2, k, tile.size[2]) {}
-
-  template <class Body>
-  inline __attribute__((always_inline)) void each(Body body) const {
-    for (int64_t a = first.begin; a < first.end; ++a)
-      for (int64_t b = second.begin; b < second.end; ++b) {
-        T* row = tile.at(first.start + a * grid.dilation[0], second.start + b * grid.dilation[1], third.start);
-        const int64_t tap = (a * grid.taps[1] + b) * grid.taps[2];
-        for (int64_t c = third.begin; c < third.end; ++c)
-          body(tap + c, *reinterpret_cast<Vector<T>*>(row + c * grid.dilation[2] * kWidth<T>));
-      }
-  }
-
-  // NaN if one is.
-  Vector<T> largest() const {
-    Vector<T> most = -T(__builtin_inf()) + Vector<T>{};
-    each([&](int64_t, const Vector<T>& v) { most = (v > most) | (v != v) ? v : most; });
-    return most;
-  }
-};
+void add_row_of_sums(const T* in, const T* weights, int64_t taps, T* out, const SumSteps& steps, int64_t count) {
+  auto at = [&](int64_t u) { return in + u * steps.in * kWidth<T>; };
+  auto to = [&](int64_t u) { return out + u * steps.out * kWidth<T>; };
+  int64_t u = 0;
+  for (; u + 8 <= count; u += 8) add_sums<8>(at(u), weights, taps, to(u), steps);
+  for (; u + 4 <= count; u += 4) add_sums<4>(at(u), weights, taps, to(u), steps);
+  for (; u < count; ++u) add_sums<1>(at(u), weights, taps, to(u), steps);
+}
 
 // What a thread does for some rows of an image: vector after vector of its channels.
 template <class T, class F>
@@ -87,8 +100,8 @@ struct Strip {
 
   Strip(const WindowPoolParams& p, int64_t batch) : p(p), batch(batch) {}
 
-  Tile<T> take(WindowRows rows, const int64_t* size) {
-    Tile<T> tile{scratch, rows, size};
+  Tile<T> take(WindowRows rows, const int64_t* size, WindowMargin margin = {}) {
+    const Tile<T> tile{scratch, rows, size, margin};
     scratch += tile.pixels() * kWidth<T>;
     return tile;
   }
@@ -97,27 +110,40 @@ struct Strip {
     return static_cast<F*>(t.data) + batch * t.stride_batch + channel * t.stride_channel + rows.first * t.plane() * t.stride_pixel;
   }
 
-  Tile<T> load(const WindowPoolTensor& t, WindowRows rows) {
-    const Tile<T> tile = take(rows, t.size);
+  Tile<T> load(const WindowPoolTensor& t, WindowRows rows, WindowMargin margin = {}) {
+    const Tile<T> tile = take(rows, t.size, margin);
+    if (margin.left + margin.right == 0) {
+      load_pixels(t, rows, tile.data, scratch);
+      return tile;
+    }
+    T* pixels = scratch;
+    load_pixels(t, rows, pixels, pixels + (rows.last - rows.first) * t.plane() * kWidth<T>);
+    tile.fill(0);
+    tile.each_row([&](int64_t, int64_t, T* row) {
+      copy_row(pixels, t.size[2] * kWidth<T>, row);
+      pixels += t.size[2] * kWidth<T>;
+    });
+    return tile;
+  }
+
+  // to [pixels of some rows, lanes]; wide: scratch for as many numbers
+  void load_pixels(const WindowPoolTensor& t, WindowRows rows, T* to, T* wide) const {
     const F* from = memory(t, rows);
-    const int64_t pixels = tile.pixels();
+    const int64_t pixels = (rows.last - rows.first) * t.plane();
     if (t.stride_pixel != 1) {
-      for (int64_t q = 0; q < pixels; ++q) {
-        T* to = tile.data + q * kWidth<T>;
+      for (int64_t q = 0; q < pixels; ++q, to += kWidth<T>) {
         if (count == kWidth<T>)
           for (int64_t c = 0; c < kWidth<T>; ++c) to[c] = widen(from[q * t.stride_pixel + c]);
         else
           for (int64_t c = 0; c < kWidth<T>; ++c) to[c] = c < count ? widen(from[q * t.stride_pixel + c]) : T(0);
       }
     } else if constexpr (std::is_same_v<T, F>) {
-      transpose<T>(from, t.stride_channel, count, pixels, tile.data, kWidth<T>);
+      transpose<T>(from, t.stride_channel, count, pixels, to, kWidth<T>);
     } else {
-      T* wide = scratch;
       for (int64_t c = 0; c < count; ++c)
         for (int64_t q = 0; q < pixels; ++q) wide[c * pixels + q] = widen(from[c * t.stride_channel + q]);
-      transpose<T>(wide, pixels, count, pixels, tile.data, kWidth<T>);
+      transpose<T>(wide, pixels, count, pixels, to, kWidth<T>);
     }
-    return tile;
   }
 
   // Rows of a tile that may have more of them.
@@ -142,8 +168,6 @@ struct Strip {
     }
   }
 
-  const Vector<T>& weight(int64_t tap) const { return vector_at(weights, tap * kWidth<T>); }
-
   // Calls body() for each vector of channels; the last one overlaps the one before it where it can.
   template <class Body>
   void each_vector(Body body) {
@@ -161,70 +185,91 @@ struct Strip {
     }
   }
 
+  // The largest number of each window in some rows; NaN if one is.
+  Tile<T> largest(const Tile<T>& x, WindowRows rows, WindowMargin margin) {
+    const Tile<T> tile = take(rows, p.between, margin);
+    tile.fill(0);
+    tile.each_row([&](int64_t i, int64_t j, T* most) {
+      for (int64_t o = 0; o < p.between[2]; ++o) vector_at(most, o * kWidth<T>) = -T(__builtin_inf()) + Vector<T>{};
+      each_tap(p.largest, x, i, j, p.between[2], [=](int64_t, int64_t o, const Vector<T>& v) {
+        Vector<T>& found = vector_at(most, o * kWidth<T>);
+        found = (v > found) | (v != v) ? v : found;
+      });
+    });
+    return tile;
+  }
+
   void forward(WindowRows rows) {
     const WindowRows between = p.filter ? rows_read(p.sum, rows, p.between[0]) : rows;
     const WindowRows read = p.has_largest ? rows_read(p.largest, between, p.x.size[0]) : between;
+    const WindowMargin margin = p.filter ? margin_read(p.sum, p.y.size[2], p.between[2]) : WindowMargin{};
     each_vector([&] {
-      Tile<T> tile = load(p.x, read);
-      if (p.has_largest) {
-        const Tile<T> x = tile;
-        tile = take(between, p.between);
-        tile.each([&](int64_t i, int64_t j, int64_t k, Vector<T>& out) { out = Window<T>(p.largest, x, i, j, k).largest(); });
-      }
-      if (p.filter) {
-        const Tile<T> from = tile;
-        tile = take(rows, p.y.size);
-        tile.each([&](int64_t i, int64_t j, int64_t k, Vector<T>& out) {
-          Vector<T> sum = {};
-          Window<T>(p.sum, from, i, j, k).each([&](int64_t tap, const Vector<T>& v) { sum += weight(tap) * v; });
-          out = sum;
+      const Tile<T> from = p.has_largest ? largest(load(p.x, read), between, margin) : load(p.x, read, margin);
+      if (!p.filter) return store(p.y, from, rows);
+      const Tile<T> tile = take(rows, p.y.size);
+      tile.fill(0);
+      tile.each_row([&](int64_t i, int64_t j, T* out) {
+        each_row_of_taps(p.sum, from.size, i, j, [&](int64_t tap, int64_t row, int64_t column) {
+          add_row_of_sums(from.at(row, column, -p.sum.padding[2]), weights + tap * kWidth<T>, p.sum.taps[2], out,
+                          {p.sum.stride[2], 1, 1, 1}, p.y.size[2]);
         });
-      }
+      });
       store(p.y, tile, rows);
     });
   }
 
-  // The gradient of what the sum is taken of, from that of the sum.
+  // The gradient of what the sum is taken of, from that of the sum. Places whose distance is the stride have the same taps.
   Tile<T> spread(WindowRows between) {
-    const Tile<T> grad = load(p.y, rows_reaching(p.sum, between, p.y.size[0]));
+    const Tile<T> grad = load(p.y, rows_reaching(p.sum, between, p.y.size[0]), margin_reaching(p.sum, p.between[2], p.y.size[2]));
     const Tile<T> tile = take(between, p.between);
-    tile.each([&](int64_t i, int64_t j, int64_t k, Vector<T>& out) {
-      const Owners first(p.sum, 0, i, p.y.size[0]), second(p.sum, 1, j, p.y.size[1]), third(p.sum, 2, k, p.y.size[2]);
-      Vector<T> sum = {};
-      for (int64_t a = first.begin; a < first.end; ++a)
-        for (int64_t b = second.begin; b < second.end; ++b) {
-          const int64_t row = (first.reach - a * p.sum.stride[0]) * p.sum.taps[1] + second.reach - b * p.sum.stride[1];
-          for (int64_t c = third.begin; c < third.end; ++c)
-            sum += weight(row * p.sum.taps[2] + third.reach - c * p.sum.stride[2]) * vector_at(grad.at(a, b, c), 0);
-        }
-      out = sum;
+    const int64_t taps = p.sum.taps[2], stride = p.sum.stride[2], padding = p.sum.padding[2];
+    tile.fill(0);
+    tile.each_row([&](int64_t i, int64_t j, T* out) {
+      const Owners first(p.sum, 0, i, p.y.size[0]), second(p.sum, 1, j, p.y.size[1]);
+      for (int64_t c = 0; c < stride && c < taps; ++c) {  // taps c, c + stride, ... at places o * stride + c - padding
+        const WindowRows windows = windows_with(p.sum, 2, c, p.between[2], p.between[2] + padding);
+        const int64_t of_place = (taps - c + stride - 1) / stride;
+        T* places = out + (windows.first * stride + c - padding) * kWidth<T>;
+        for (int64_t a = first.begin; a < first.end; ++a)
+          for (int64_t b = second.begin; b < second.end; ++b) {
+            const int64_t row = (first.reach - a * p.sum.stride[0]) * p.sum.taps[1] + second.reach - b * p.sum.stride[1];
+            add_row_of_sums(grad.at(a, b, windows.first), weights + (row * taps + c) * kWidth<T>, of_place, places,
+                            {1, -1, stride, stride}, windows.last - windows.first);
+          }
+      }
+    });
+    return tile;
+  }
+
+  // The gradient of x, some of whose rows are given, from that of the largest numbers: it goes to the first that is largest.
+  Tile<T> to_largest(const Tile<T>& grad, const Tile<T>& x) {
+    const Tile<T> tile = take(x.rows, p.x.size);
+    tile.fill(0);
+    const int64_t count = p.between[2], away = tile.data - x.data;
+    T *most = scratch, *at = scratch + count * kWidth<T>;  // its tap
+    grad.each_row([&](int64_t i, int64_t j, const T* given) {
+      for (int64_t o = 0; o < count * kWidth<T>; ++o) at[o] = -1;
+      each_tap(p.largest, x, i, j, count, [=](int64_t tap, int64_t o, const Vector<T>& v) {
+        Vector<T> &found = vector_at(most, o * kWidth<T>), &place = vector_at(at, o * kWidth<T>);
+        const auto takes = (v > found) | (v != v) | (place < T(0));
+        found = takes ? v : found;
+        place = takes ? T(tap) + Vector<T>{} : place;
+      });
+      each_tap(p.largest, x, i, j, count, [=](int64_t tap, int64_t o, Vector<T>& v) {
+        Vector<T>& to = vector_at(reinterpret_cast<T*>(&v), away);
+        to += vector_at(at, o * kWidth<T>) == T(tap) ? vector_at(given, o * kWidth<T>) : Vector<T>{};
+      });
     });
     return tile;
   }
 
   void backward(WindowRows rows) {
     const WindowRows between = p.has_largest ? rows_reaching(p.largest, rows, p.between[0]) : rows;
+    WindowRows read = between.first < between.last ? rows_read(p.largest, between, p.x.size[0]) : rows;
+    read = {read.first < rows.first ? read.first : rows.first, read.last > rows.last ? read.last : rows.last};
     each_vector([&] {
-      Tile<T> tile = p.filter ? spread(between) : load(p.y, between);
-      if (p.has_largest) {
-        WindowRows read = between.first < between.last ? rows_read(p.largest, between, p.x.size[0]) : rows;
-        read = {read.first < rows.first ? read.first : rows.first, read.last > rows.last ? read.last : rows.last};
-        const Tile<T> grad = tile, x = load(p.x, read);
-        tile = take(read, p.x.size);
-        tile.each([](int64_t, int64_t, int64_t, Vector<T>& out) { out = Vector<T>{}; });
-        const int64_t away = tile.data - x.data;
-        grad.each([&](int64_t i, int64_t j, int64_t k, const Vector<T>& given) {
-          const Window<T> window(p.largest, x, i, j, k);
-          const Vector<T> most = window.largest();
-          Vector<T> remaining = given;
-          window.each([&](int64_t, Vector<T>& v) {
-            const auto chosen = (v == most) | (v != v);
-            vector_at(reinterpret_cast<T*>(&v) + away, 0) += chosen ? remaining : Vector<T>{};
-            remaining = chosen ? Vector<T>{} : remaining;
-          });
-        });
-      }
-      store(p.grad_x, tile, rows);
+      const Tile<T> grad = p.filter ? spread(between) : load(p.y, between);
+      store(p.grad_x, p.has_largest ? to_largest(grad, load(p.x, read)) : grad, rows);
     });
   }
 };

@@ -50,14 +50,19 @@ inline FieldTensor field_tensor_like(const char* op, const Tensor& t, const Fiel
   return f;
 }
 
-// A tensor like x with another number of channels.
-inline Tensor empty_fields(const Tensor& x, int64_t channels) {
-  std::vector<int64_t> shape;
-  for (int64_t d = 0; d < x.dim(); ++d) shape.push_back(d == 1 ? channels : x.size(d));
+// An uninitialised tensor of that shape in x's dtype and memory format.
+inline Tensor empty_fields(const Tensor& x, const std::vector<int64_t>& shape) {
   const auto format = !is_channels_last(x) ? torch::headeronly::MemoryFormat::Contiguous
                       : x.dim() == 4       ? torch::headeronly::MemoryFormat::ChannelsLast
                                            : torch::headeronly::MemoryFormat::ChannelsLast3d;
   return torch::stable::empty(shape, x.scalar_type(), torch::headeronly::Layout::Strided, x.device(), false, format);
+}
+
+// One like x with another number of channels.
+inline Tensor empty_fields(const Tensor& x, int64_t channels) {
+  std::vector<int64_t> shape;
+  for (int64_t d = 0; d < x.dim(); ++d) shape.push_back(d == 1 ? channels : x.size(d));
+  return empty_fields(x, shape);
 }
 
 // Fields in runs of about `channels` channels each: more where they lie side by side in memory.
@@ -84,6 +89,7 @@ inline int64_t run_channels(const FieldTensor& x) { return x.stride_pixel == 1 ?
 
 constexpr int64_t kTileNumbers = 8192;       // of one tensor: several fit into the first-level cache, or nearly
 constexpr int64_t kPartNumbers = 16384;      // of a part of the work, at least
+constexpr int64_t kRowNumbers = 1024;        // that lie side by side in memory, at least, where an image is divided
 constexpr int64_t kSerialNumbers = 1 << 17;  // less than this is not worth a second thread
 constexpr int64_t kItems = 32;               // enough for threads that do not run equally fast
 
@@ -91,10 +97,13 @@ constexpr int64_t kItems = 32;               // enough for threads that do not r
 inline FieldWork divide(const FieldTensor& x, const std::vector<FieldRun>& runs, DType dtype) {
   FieldWork work{};
   work.runs = runs.data(), work.num_runs = runs.size(), work.dtype = dtype;
-  const int64_t most = widest(runs), pixels = x.batch * x.pixels;
+  const int64_t most = widest(runs), pixels = x.batch * x.pixels, items = std::max<int64_t>(work.num_runs, 1);
   work.lanes = std::max<int64_t>(16, kTileNumbers / most / 16 * 16);
-  work.parts = std::max<int64_t>(1, std::min((kItems + work.num_runs - 1) / std::max<int64_t>(work.num_runs, 1),
-                                             pixels * most / kPartNumbers));
+  work.parts = std::max<int64_t>(1, std::min((kItems + items - 1) / items, pixels * most / kPartNumbers));
+  if (work.parts > x.batch) {  // pieces of images
+    const int64_t row = x.stride_pixel == 1 ? x.pixels / kRowNumbers : work.parts;
+    work.parts = x.batch * std::max<int64_t>(1, std::min(work.parts / std::max<int64_t>(x.batch, 1), row));
+  }
   return work;
 }
 

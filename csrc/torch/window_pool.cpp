@@ -1,7 +1,6 @@
-#include "../window_pool.h"
+#include "window_pool.h"
 
 #include "../cpu/isa.h"
-#include "field_tensor.h"
 
 EQUICONV_DECLARE_CPU(window_pool, WindowPoolParams)
 EQUICONV_DECLARE_CPU(window_pool_bwd, WindowPoolParams)
@@ -10,31 +9,9 @@ namespace equiconv {
 namespace {
 
 using torch::headeronly::ScalarType;
-using Sizes = std::vector<int64_t>;
 
 constexpr int64_t kStripNumbers = 1 << 16;  // of x in a tile, about: several tiles fit into the second-level cache
 constexpr int64_t kLanes = 16;              // at most
-
-WindowPoolTensor window_pool_tensor(const char* op, const Tensor& t, const Tensor& x) {
-  STD_TORCH_CHECK(t.dim() == x.dim() && t.size(0) == x.size(0) && t.size(1) == x.size(1) && t.scalar_type() == x.scalar_type(),
-                  op, ": tensors must have one dtype, batch and number of channels");
-  const bool channels_last = is_channels_last(t);
-  STD_TORCH_CHECK(channels_last || t.is_contiguous(), op, ": tensors must be contiguous or channels_last");
-  WindowPoolTensor found{};
-  found.data = const_cast<void*>(t.const_data_ptr());
-  found.size[0] = t.size(2), found.size[1] = t.dim() == 5 ? t.size(3) : 1, found.size[2] = t.size(t.dim() - 1);
-  const int64_t pixels = found.size[0] * found.plane();
-  found.stride_batch = t.size(1) * pixels;
-  found.stride_channel = channels_last ? 1 : pixels, found.stride_pixel = channels_last ? t.size(1) : 1;
-  return found;
-}
-
-// Of a plane the rows are the first dimension, its columns the last.
-void spread(const char* op, const Sizes& given, int64_t dimensions, int64_t least, int64_t neutral, int64_t (&to)[3]) {
-  STD_TORCH_CHECK(int64_t(given.size()) == dimensions, op, ": windows must have as many numbers as there are dimensions");
-  for (int64_t value : given) STD_TORCH_CHECK(value >= least, op, ": a window must have numbers of at least ", least);
-  to[0] = given.front(), to[1] = dimensions == 3 ? given[1] : neutral, to[2] = given.back();
-}
 
 struct Call {
   WindowPoolParams params{};
@@ -70,20 +47,11 @@ struct Call {
     }
     int64_t size[3];
     for (int d = 0; d < 3; ++d) {
-      p.between[d] = p.has_largest ? count(p.largest, d, p.x.size[d], ceil_mode && !filter) : p.x.size[d];
-      size[d] = filter ? count(p.sum, d, p.between[d], false) : p.between[d];
+      p.between[d] = p.has_largest ? count_windows(p.largest, d, p.x.size[d], ceil_mode && !filter) : p.x.size[d];
+      size[d] = filter ? count_windows(p.sum, d, p.between[d], false) : p.between[d];
       STD_TORCH_CHECK(size[d] > 0, op, ": x is too small for the window");
     }
     out = dimensions == 3 ? Sizes{x.size(0), x.size(1), size[0], size[1], size[2]} : Sizes{x.size(0), x.size(1), size[0], size[2]};
-  }
-
-  // How many windows there are; the last one begins within the grid or its first padding.
-  static int64_t count(const WindowPoolGrid& grid, int d, int64_t size, bool ceil_mode) {
-    const int64_t places = size + 2 * grid.padding[d] - grid.dilation[d] * (grid.taps[d] - 1) - 1;
-    if (places < 0 && !ceil_mode) return 0;
-    int64_t found = (places + (ceil_mode ? grid.stride[d] - 1 : 0)) / grid.stride[d] + 1;
-    if (ceil_mode && (found - 1) * grid.stride[d] >= size + grid.padding[d]) --found;
-    return found;
   }
 
   // Numbers of the tiles for so many rows of the output, or of x.
@@ -104,8 +72,14 @@ struct Call {
       between = p.filter ? reached(p.sum, rows, p.between[0]) : rows;
       of_x = p.has_largest ? reached(p.largest, between, p.x.size[0]) : between;
     }
-    const int64_t x = of_x * p.x.plane(), y = of_y * p.y.plane(), taps = p.filter ? p.sum.taps[0] * p.sum.taps[1] * p.sum.taps[2] : 0;
-    return kLanes * (taps + (backward ? 2 : 1) * x + between * p.between[1] * p.between[2] + y + std::max(x, y));
+    const WindowMargin read = p.filter ? margin_read(p.sum, p.y.size[2], p.between[2]) : WindowMargin{};
+    const WindowMargin reaching_sum = p.filter ? margin_reaching(p.sum, p.between[2], p.y.size[2]) : WindowMargin{};
+    auto numbers = [](int64_t rows, const int64_t (&size)[3], const WindowMargin& margin) {
+      return rows * size[1] * (margin.left + size[2] + margin.right);
+    };
+    const int64_t x = numbers(of_x, p.x.size, read), y = numbers(of_y, p.y.size, reaching_sum);
+    const int64_t taps = p.filter ? p.sum.taps[0] * p.sum.taps[1] * p.sum.taps[2] : 0;
+    return kLanes * (taps + (backward ? 2 : 1) * x + numbers(between, p.between, read) + y + 2 * std::max({x, y, p.between[2]}));
   }
 
   template <class Kernel>
@@ -131,10 +105,7 @@ struct Call {
 Tensor window_pool_glue(const Tensor& x, const std::optional<Tensor>& filter, Sizes window, Sizes window_padding, Sizes dilation,
                         Sizes kernel, Sizes stride, Sizes padding, bool ceil_mode) {
   Call call("window_pool", x, filter, window, window_padding, dilation, kernel, stride, padding, ceil_mode);
-  const auto format = !is_channels_last(x) ? torch::headeronly::MemoryFormat::Contiguous
-                      : x.dim() == 4       ? torch::headeronly::MemoryFormat::ChannelsLast
-                                           : torch::headeronly::MemoryFormat::ChannelsLast3d;
-  Tensor y = torch::stable::empty(call.out, x.scalar_type(), torch::headeronly::Layout::Strided, x.device(), false, format);
+  Tensor y = empty_fields(x, call.out);
   call.params.y = window_pool_tensor("window_pool", y, x);
   call.run(false, window_pool_cpu());
   return y;

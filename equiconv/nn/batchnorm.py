@@ -135,20 +135,28 @@ class _BatchNorm(OnTensors, ByField):
     def _statistics(self, x, tables, weights, biases, moments=None):
         """By what the channels are normalised; moves the running statistics. moments: of ops.field_norm_statistics."""
         batch = self._reads_batch()
-        if batch and moments is None:
-            if is_synchronised(self):
-                moments = self._moments_of_all(x, tables)
-            else:
-                self._check_values(x)
+        if batch and not is_synchronised(self):
+            self._check_values(x)
+        elif batch and moments is None:
+            moments = self._moments_of_all(x, tables)
         running = self._lists("running_mean", "running_var") if self.track_running_stats else ([], [])
         return field_norm_statistics(x, tables, weights, biases, *running, self._counters(), self.eps,
                                      self._momentum(), self.statistics if batch else "running", batch=batch,
                                      moments=moments)
 
+    def _least_values(self):
+        """How many values of each channel its statistics need."""
+        return 1
+
     def _check_values(self, x):
-        """Raises ValueError where there is nothing to have a mean, which would spoil the running statistics."""
-        if not torch.compiler.is_compiling() and x.numel() == 0:
-            raise ValueError(f"{type(self).__name__}: expected values to train with, got an input of {list(x.shape)}")
+        """Raises ValueError where there are too few values, which would spoil the running statistics."""
+        if torch.compiler.is_compiling():
+            return
+        name, values = type(self).__name__, x.numel() // x.shape[1]
+        if not values:
+            raise ValueError(f"{name}: expected values to train with, got an input of {list(x.shape)}")
+        if values < self._least_values():
+            raise ValueError(f"{name}: expected more than 1 value per channel when training, got input size {x.shape}")
 
     def _moments_of_all(self, x, tables):
         """Mean and variance of each channel, and the number of values, of all processes."""
@@ -180,9 +188,20 @@ class _BatchNorm(OnTensors, ByField):
             return None
         return "without running statistics it normalises by those of each batch, also in evaluation"
 
+    def _running_of(self, group):
+        """(running mean or None, 1 / running deviation) of the components Q^-1 x of a group's fields, as _affine_of."""
+        raise NotImplementedError
+
     def _evaluation(self):
         """For each group (factors, offsets) of the components Q^-1 x in eval mode, [fields, 1 or size]; or None."""
-        raise NotImplementedError
+        factors, offsets = [], []
+        for group in self._groups:
+            mean, factor = self._running_of(group)
+            weight, bias = self._affine_of(group)
+            factors.append(factor if weight is None else factor * weight)
+            offset = torch.zeros_like(factor) if mean is None else -mean * factors[-1]
+            offsets.append(offset if bias is None else offset + bias)
+        return factors, offsets
 
     def scale_in_evaluation(self):
         """[in_type.size]: what the components Q^-1 x are multiplied by in eval mode."""
@@ -224,6 +243,9 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
 
     def _parts_of(self, group, starts):
         return [FieldPart(group.size, "average", means=1, biases=1, samples=group.size)]
+
+    def _least_values(self):
+        return 2 if any(group.size == 1 for group in self._groups) else 1  # as torch, of all channels of a field
 
     def _children(self):
         return [self._modules[name] for name in self._names]
@@ -298,15 +320,9 @@ class InnerBatchNorm(_BatchNorm, escnn.nn.InnerBatchNorm):
         child = self._modules[f"batch_norm_[{group.size}]"]
         return (child.weight[:, None], child.bias[:, None]) if self.affine else (None, None)
 
-    def _evaluation(self):
-        children = self._children()
-        factors = [torch.rsqrt(child.running_var + child.eps) for child in children]
-        if self.affine:
-            factors = [factor * child.weight for factor, child in zip(factors, children)]
-        offsets = [-child.running_mean * factor for factor, child in zip(factors, children)]
-        if self.affine:
-            offsets = [offset + child.bias for offset, child in zip(offsets, children)]
-        return [v[:, None] for v in factors], [v[:, None] for v in offsets]
+    def _running_of(self, group):
+        child = self._modules[f"batch_norm_[{group.size}]"]
+        return child.running_mean[:, None], torch.rsqrt(child.running_var + child.eps)[:, None]
 
     def _is_ordinary(self, children):
         """Whether the children are those that escnn made, all alike: none synchronised, changed or frozen."""
@@ -350,6 +366,9 @@ class _IIDBatchNorm(_BatchNorm):
         """A parameter or buffer of the group, or None."""
         return getattr(self, f"{self._escape_name(group.label)}_{suffix}", None)
 
+    def _least_values(self):
+        return 2  # its variance is unbiased
+
     def _matrices_of(self, group):
         average = self._named("avg", group)
         return None if average is None else (average, self._named("change_of_basis", group))
@@ -364,17 +383,8 @@ class _IIDBatchNorm(_BatchNorm):
         weight, bias = (self._named(name, group) for name in ("weight", "bias"))
         return weight, None if bias is None else _apply(self._named("change_of_basis", group), bias)
 
-    def _evaluation(self):
-        factors, offsets = [], []
-        for group in self._groups:
-            weight, bias = self._affine_of(group)
-            mean, factor = self._named("running_mean", group), torch.rsqrt(self._named("running_var", group) + self.eps)
-            if weight is not None:
-                factor = factor * weight
-            offset = torch.zeros_like(factor) if mean is None else -mean * factor
-            factors.append(factor)
-            offsets.append(offset if bias is None else offset + bias)
-        return factors, offsets
+    def _running_of(self, group):
+        return self._named("running_mean", group), torch.rsqrt(self._named("running_var", group) + self.eps)
 
     def export(self):
         """torch's BatchNorm1d, 2d or 3d with the same running statistics; sets this module to eval mode."""
@@ -450,15 +460,9 @@ class GNormBatchNorm(_BatchNorm, escnn.nn.GNormBatchNorm):
         return (None if weight is None else self._of_irreps(weight, group),
                 None if bias is None else self._of_trivial_irreps(bias, group))
 
-    def _evaluation(self):
-        factors, offsets = [], []
-        for group in self._groups:
-            weight, bias = self._affine_of(group)
-            factor = self._of_irreps(torch.rsqrt(self._named("running_var", group) + self.eps), group)
-            factors.append(factor if weight is None else factor * weight)
-            offset = -factors[-1] * self._of_trivial_irreps(self._named("running_mean", group), group)
-            offsets.append(offset if bias is None else offset + bias)
-        return factors, offsets
+    def _running_of(self, group):
+        inverse = torch.rsqrt(self._named("running_var", group) + self.eps)
+        return self._of_trivial_irreps(self._named("running_mean", group), group), self._of_irreps(inverse, group)
 
     def _of_irreps(self, numbers, group):
         """[fields, irreps] -> [fields, size], for all components of an irrep."""

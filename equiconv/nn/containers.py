@@ -3,14 +3,13 @@ from functools import partial
 
 import escnn.nn
 import torch
-import torch.nn.functional as F
 from escnn.nn import GeometricTensor
 
+from ..reference.field_batch_norm import FUNCTIONS
 from . import irrep_domain
 from .batchnorm import GNormBatchNorm, IIDBatchNorm1d, IIDBatchNorm2d, IIDBatchNorm3d, InnerBatchNorm
 from .checks import check_type, same_type
 from .conv import (
-    Activation,
     R2Conv,
     R2ConvTransposed,
     R3Conv,
@@ -19,7 +18,7 @@ from .conv import (
     R3IcoConvTransposed,
 )
 from .linear import Linear
-from .nonlinearities import PointwiseNonLinearity
+from .nonlinearities import activation_of, function_of
 from .norm_batchnorm import InducedNormBatchNorm, NormBatchNorm
 from .tensors import OnTensors, adopt, adopting_init, has_hooks, is_exactly, like
 
@@ -62,7 +61,7 @@ class _Sequence:
         if has_hooks(first) or second is None or has_hooks(second):
             return 1, first
         if is_activated_pair(first, second) and same_type(second.in_type, first.out_type):
-            return 2, partial(first.forward, function=_function_of(second))
+            return 2, partial(first.forward, function=function_of(second, FUNCTIONS))
         return self._with_convolution(first, second, third) if self.folds and not first.training else (1, first)
 
     def _with_convolution(self, first, second, third):
@@ -83,36 +82,6 @@ class _Sequence:
         return {key: value for key, value in self.__dict__.items() if key != irrep_domain.KNOWN}
 
 
-def _function_of(module):
-    """The name of the function that a pointwise nonlinearity computes, one of those of ops.field_norm_inner; or None.
-
-    Of those classes themselves: their subclasses may compute something else.
-    """
-    if is_exactly(module, (escnn.nn.ReLU,)):
-        return "relu"
-    return "elu" if is_exactly(module, (escnn.nn.ELU,)) and module.alpha == 1 else None
-
-
-POINTWISE = {F.relu: Activation("relu"), F.elu: Activation("elu"), F.sigmoid: Activation("sigmoid"),
-             F.tanh: Activation("tanh")}
-
-
-def activation_of(module):
-    """The Activation that a pointwise nonlinearity computes; or None.
-
-    Of those classes themselves: their subclasses may compute something else.
-    """
-    if is_exactly(module, (escnn.nn.ReLU,)):
-        return Activation("relu")
-    if is_exactly(module, (escnn.nn.ELU,)) and module.alpha >= 0:
-        return Activation("elu", module.alpha)
-    if is_exactly(module, (escnn.nn.LeakyReLU,)) and module._negative_slope >= 0:
-        return Activation("leaky_relu", module._negative_slope)
-    if is_exactly(module, (escnn.nn.PointwiseNonLinearity, PointwiseNonLinearity)):
-        return POINTWISE.get(module._function)
-    return None
-
-
 def is_epilogue(first, second):
     """Whether the modules are a convolution and a pointwise function that it can apply."""
     return is_exactly(first, CONVOLUTIONS) and activation_of(second) is not None
@@ -126,7 +95,7 @@ def _wants_gradients(*modules):
 
 def is_activated_pair(first, second):
     """Whether the modules are an InnerBatchNorm and a function that it can apply."""
-    return is_exactly(first, (InnerBatchNorm,)) and _function_of(second) is not None
+    return is_exactly(first, (InnerBatchNorm,)) and function_of(second, FUNCTIONS) is not None
 
 
 def is_folding_pair(first, second):

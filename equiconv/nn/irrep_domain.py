@@ -47,7 +47,7 @@ from .batchnorm import GNormBatchNorm, IIDBatchNorm1d, IIDBatchNorm2d, IIDBatchN
 from .conv import _Conv
 from .dropout import FieldDropout
 from .masking import MaskModule
-from .nonlinearities import GatedNonLinearity1, NormNonLinearity, PointwiseNonLinearity
+from .nonlinearities import GatedNonLinearity1, NormNonLinearity, function_of
 from .norm_batchnorm import NormBatchNorm
 from .pooling import (
     PointwiseAdaptiveAvgPool2D,
@@ -198,7 +198,7 @@ def _way_of(module):
         return _batch_norm
     if kind in COMMUTING or kind in (GatedNonLinearity1, NormNonLinearity):
         return _as_it_is
-    return None if function_of(module) is None else _pointwise
+    return None if function_of(module, FUNCTIONS) is None else _pointwise
 
 
 def _suits(module):
@@ -215,20 +215,8 @@ def _as_it_is(module, x):
     return module.forward(x).tensor
 
 
-def function_of(module):
-    """The name in ops.fourier_act of the function that a pointwise nonlinearity computes, or None."""
-    kind = type(module)
-    if kind is escnn.nn.ReLU:
-        return "relu"
-    if kind is escnn.nn.ELU:
-        return "elu" if module.alpha == 1 else None
-    if kind is PointwiseNonLinearity:
-        return module._function.__name__
-    return None
-
-
 def _pointwise(module, x):
-    name = function_of(module)
+    name = function_of(module, FUNCTIONS)
 
     def apply(part, q, q_inv):
         return FUNCTIONS[name][0](part) if q is None else fourier_act(part, q, q_inv, name)

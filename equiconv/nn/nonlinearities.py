@@ -4,14 +4,16 @@ import math
 
 import escnn.nn
 import torch
+import torch.nn.functional as F
 from escnn.nn import GeometricTensor
 from escnn.nn.modules.nonlinearities.gated1 import GATES_ID
 
 from ..formats import compute_dtype
 from ..ops import concatenated_act, field_pool
 from .checks import check_type
+from .conv import Activation
 from .fields import ByField, Gating, Pooling, shift, sizes_of, subfields_of
-from .tensors import OnTensors, adopting_init, is_fused, like, traced
+from .tensors import OnTensors, adopting_init, is_exactly, is_fused, like, traced
 
 
 class _NormNonLinearity(OnTensors, ByField, Gating):
@@ -140,7 +142,7 @@ class GatedNonLinearityUniform(OnTensors, ByField, Gating, escnn.nn.GatedNonLine
         self._tabulate(rows, self.out_type.size)
 
     def _compute(self, x):
-        if is_fused(x) and self.gate_function in (torch.sigmoid, torch.nn.functional.sigmoid):
+        if is_fused(x) and self.gate_function in (torch.sigmoid, F.sigmoid):
             return self._gate(x, self.bias, "gate")
         fields = x.unflatten(1, (len(self.in_type), self.rho_in.size))
         gates, gated = fields[:, :, :self.n_gates], fields[:, :, self.n_gates:]
@@ -189,6 +191,32 @@ class PointwiseNonLinearity(OnTensors, escnn.nn.PointwiseNonLinearity):
 
     def _compute(self, x):
         return self._function(x)
+
+
+POINTWISE = {F.relu: Activation("relu"), F.elu: Activation("elu"), F.sigmoid: Activation("sigmoid"),
+             F.tanh: Activation("tanh")}
+
+
+def activation_of(module):
+    """The Activation that a pointwise nonlinearity computes; or None.
+
+    Of those classes themselves: their subclasses may compute something else.
+    """
+    if is_exactly(module, (escnn.nn.ReLU,)):
+        return Activation("relu")
+    if is_exactly(module, (escnn.nn.ELU,)) and module.alpha >= 0:
+        return Activation("elu", module.alpha)
+    if is_exactly(module, (escnn.nn.LeakyReLU,)) and module._negative_slope >= 0:
+        return Activation("leaky_relu", module._negative_slope)
+    if is_exactly(module, (escnn.nn.PointwiseNonLinearity, PointwiseNonLinearity)):
+        return POINTWISE.get(module._function)
+    return None
+
+
+def function_of(module, names):
+    """The name of the function without parameters that a pointwise nonlinearity computes, if it is one of these."""
+    found = activation_of(module)
+    return found.name if found is not None and found.name in names and found == Activation(found.name) else None
 
 
 class VectorFieldNonLinearity(OnTensors, Pooling, escnn.nn.VectorFieldNonLinearity):

@@ -29,11 +29,11 @@ class _NormBatchNorm(_BatchNorm):
     def _affine_of(self, group):
         return self._named("weight", group).view(-1, 1) if self.affine else None, None
 
+    def _running_of(self, group):
+        return None, torch.rsqrt(self._named("running_var", group).view(-1, 1) + self.eps)
+
     def _evaluation(self):
-        factors = [torch.rsqrt(var.view(-1, 1) + self.eps) for var in self._numbers_of("running_var")]
-        if self.affine:
-            factors = [factor * w.view(-1, 1) for factor, w in zip(factors, self._numbers_of("weight"))]
-        return factors, None
+        return super()._evaluation()[0], None
 
     def export(self):
         """torch's BatchNorm1d, 2d or 3d with the same running variance; sets this module to eval mode."""

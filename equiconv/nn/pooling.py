@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..formats import compute_dtype, is_channels_last
-from ..ops import field_pool, window_pool
+from ..ops import norm_max_pool, window_pool
 from .fields import ByField, Pooling, sizes_of
 from .tensors import OnTensors, adopting_init, as_for_product, is_fused
 
@@ -22,20 +22,14 @@ class NormMaxPool(OnTensors, ByField, Pooling, escnn.nn.NormMaxPool):
 
     def _compute(self, x):
         if is_fused(x):
-            wide = x.detach().to(compute_dtype(x.dtype))  # rounded norms would be equal too often
-            index = self._pool(field_pool(wide, self._fields, self._elements, True))
-            of_channels = index.flatten(2).index_select(1, self._elements[:, 0])
-            return x.flatten(2).gather(2, of_channels).unflatten(2, (index.size(2), index.size(3)))
+            return norm_max_pool(x, self._fields, self._elements, window=self.kernel_size, stride=self.stride,
+                                 padding=self.padding, dilation=self.dilation, ceil_mode=self.ceil_mode)
         return self._join([self._largest(part, group.size) for part, group in zip(self._split(x), self._groups)])
 
-    def _pool(self, norms):
-        """The pixels where norms [B, fields, H, W] are the largest of their windows."""
-        return F.max_pool2d(norms, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode,
-                            return_indices=True)[1]
-
     def _largest(self, part, size):
-        wide = part.detach() * part.new_ones(1, dtype=torch.float32)
-        index = self._pool(wide.square().sum(2).sqrt())
+        wide = part.detach() * part.new_ones(1, dtype=torch.float32)  # rounded norms would be equal too often
+        index = F.max_pool2d(wide.square().sum(2).sqrt(), self.kernel_size, self.stride, self.padding, self.dilation,
+                             self.ceil_mode, return_indices=True)[1]
         chosen = part.flatten(3).gather(3, index.flatten(2).unsqueeze(2).expand(-1, -1, size, -1))
         return chosen.flatten(1, 2).unflatten(2, (index.size(2), index.size(3)))
 

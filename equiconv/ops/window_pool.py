@@ -1,12 +1,9 @@
-import torch
-
-from .. import library
-from ..formats import compute_dtype, dense, empty_fields, like
+from ..formats import compute_dtype, dense, like
 from ..reference import window_pool as reference
-from .on_fields import check_fields, on_backends, pick
+from .on_fields import check_fields, define_with_linear_gradient, pick
 
-_GEOMETRY = ("int[] window, int[] window_padding, int[] dilation, int[] kernel, int[] stride, int[] padding, "
-             "bool ceil_mode")
+_GEOMETRY = ("int[] window", "int[] window_padding", "int[] dilation", "int[] kernel", "int[] stride",
+             "int[] padding", "bool ceil_mode")
 
 
 def out_size(size, window, window_padding, dilation, kernel, stride, padding, ceil_mode):
@@ -31,39 +28,14 @@ def _fake(x, filter, *geometry):
     return like(x.new_empty([*x.shape[:2], *out_size(x.shape[2:], *geometry)]), x)
 
 
-def _setup_context(ctx, inputs, output):
-    x, filter, *ctx.geometry = inputs
-    ctx.save_for_backward(x, filter)
+_op = define_with_linear_gradient("window_pool", ("Tensor? filter",), _GEOMETRY, _fake, reference.window_pool)
 
 
-def _backward(ctx, backend, grad):
-    x, filter = ctx.saved_tensors
-    return _bwd[backend](like(grad, x), x, filter, *ctx.geometry), *[None] * 8
-
-
-def _bwd_fake(grad, x, *rest):
-    return empty_fields(x, x.shape[1])
-
-
-def _bwd_setup_context(ctx, inputs, output):
-    _, x, filter, *ctx.geometry = inputs
-    ctx.save_for_backward(x, filter)
-
-
-def _bwd_backward(ctx, backend, grad_grad_x):
-    """It is linear in grad: by torch's derivative of the definition. Where the largest lies has no derivative."""
-    x, filter = ctx.saved_tensors
-    grad_grad = torch.func.jvp(lambda x: reference.window_pool(x, filter, *ctx.geometry), (x,), (grad_grad_x,))[1]
-    return grad_grad, torch.zeros_like(x) if ctx.geometry[0] else None, *[None] * 8
-
-
-_fwd = library.define(
-    "window_pool", f"(Tensor x, Tensor? filter, {_GEOMETRY}) -> Tensor",
-    on_backends("window_pool", "window_pool"), fake=_fake, setup_context=_setup_context, backward=_backward)
-_bwd = library.define(
-    "window_pool_bwd", f"(Tensor grad, Tensor x, Tensor? filter, {_GEOMETRY}) -> Tensor",
-    on_backends("window_pool", "window_pool_bwd"), fake=_bwd_fake, setup_context=_bwd_setup_context,
-    backward=_bwd_backward)
+def check_geometry(op, x, geometry, lengths):
+    """Raises ValueError unless x has two or three spatial dimensions, and each of the sizes one of these lengths."""
+    if x.dim() - 2 not in reference.MAX_POOL or any(len(sizes) not in lengths for sizes in geometry):
+        raise ValueError(f"{op}: x must have two or three spatial dimensions, and every size a number for each, "
+                         f"got {tuple(x.shape)} and {geometry}")
 
 
 def window_pool(x, filter, *, window=(), window_padding=(), dilation=(), kernel=(), stride=(), padding=(),
@@ -89,10 +61,7 @@ def window_pool(x, filter, *, window=(), window_padding=(), dilation=(), kernel=
     """
     check_fields("window_pool", x)
     geometry = [list(sizes) for sizes in (window, window_padding, dilation, kernel, stride, padding)]
-    dimensions = x.dim() - 2
-    if dimensions not in reference.MAX_POOL or any(len(sizes) not in (0, dimensions) for sizes in geometry):
-        raise ValueError(f"window_pool: x must have two or three spatial dimensions, and every size a number for each, "
-                         f"got {tuple(x.shape)} and {geometry}")
+    check_geometry("window_pool", x, geometry, (0, x.dim() - 2))
     if (filter is None) == bool(kernel) or not (window or kernel):
         raise ValueError(f"window_pool: expected a window, a filter with its kernel, or both, got {window}, {kernel}")
     if filter is not None and (filter.dtype != compute_dtype(x.dtype) or filter.dim() != 2):
@@ -103,4 +72,4 @@ def window_pool(x, filter, *, window=(), window_padding=(), dilation=(), kernel=
     chosen = pick(x, backend)
     if chosen == "reference":
         return reference.window_pool(x, filter, *geometry, ceil_mode)
-    return _fwd[chosen](dense(x), None if filter is None else filter.contiguous(), *geometry, ceil_mode)
+    return _op[chosen](dense(x), None if filter is None else filter.contiguous(), *geometry, ceil_mode)

@@ -7,11 +7,16 @@ from ..formats import compute_dtype, like
 MAX_POOL, CONVOLUTION = {2: F.max_pool2d, 3: F.max_pool3d}, {2: F.conv2d, 3: F.conv3d}
 
 
+def max_pool(x, *arguments, **options):
+    """torch's pooling of x [B, C, *spatial], with two or three spatial dimensions."""
+    return MAX_POOL[x.dim() - 2](x, *arguments, **options)
+
+
 def window_pool(x, filter, window, window_padding, dilation, kernel, stride, padding, ceil_mode):
     y, dimensions = x.to(compute_dtype(x.dtype)), x.dim() - 2
     if window:
         steps, ceil_mode = (stride, ceil_mode) if filter is None else (1, False)
-        y = MAX_POOL[dimensions](y, window, steps, window_padding, dilation, ceil_mode)
+        y = max_pool(y, window, steps, window_padding, dilation, ceil_mode)
     if filter is not None:
         weight = filter.mT.reshape(filter.shape[1], 1, *kernel)
         y = CONVOLUTION[dimensions](y, weight, None, stride, padding, groups=filter.shape[1])
