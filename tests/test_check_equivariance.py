@@ -1,6 +1,7 @@
 """Faults that check_equivariance() names, each with and without; the cure that it proposes lowers the error."""
 import warnings
 
+import escnn.nn
 import numpy as np
 import pytest
 import torch
@@ -161,6 +162,14 @@ def test_plain_modules_without_fault():
     for middle, fields in ((torch.nn.ReLU(), REGULAR), (torch.nn.BatchNorm2d(1), SCALAR)):
         result = check(Between(fields, middle))
         assert result.warnings == [] and result.max_exact < 1e-5
+
+
+@pytest.mark.parametrize("namespace", [escnn.nn, nn], ids=["escnn", "equiconv"])
+def test_layers_that_equivariant_modules_are_made_of(namespace):
+    model = namespace.SequentialModule(namespace.R2Conv(SCALAR, REGULAR, 3), namespace.InnerBatchNorm(REGULAR)).eval()
+    assert any(isinstance(module, torch.nn.BatchNorm3d) for module in model.modules())
+    result = check(model, input_size=9)
+    assert not says(result, "normalises") and result.max_exact < 1e-5
 
 
 def test_linear_layer_on_fields():

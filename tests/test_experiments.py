@@ -183,6 +183,15 @@ def test_a_resumed_run_repeats_an_uninterrupted_one(tmp_path, console, monkeypat
     assert len(rows(tmp_path / "cut" / "epochs.csv")) == 2
 
 
+def test_a_new_run_replaces_an_earlier_one(tmp_path, console, monkeypatch):
+    """Nothing of the earlier one stays beside it."""
+    experiment, config = get("mnist-rot"), settings(tmp_path)
+    assert training.train(config, experiment, console)
+    interrupt_at(monkeypatch, 1)
+    assert not training.train(config, experiment, console)
+    assert not (tmp_path / "epochs.csv").exists() and len(rows(tmp_path / "steps.csv")) == 2
+
+
 @pytest.fixture
 def interruptible():
     """SIGINT interrupts, as in a process of the user's: those of pytest-xdist ignore it."""

@@ -14,6 +14,7 @@ from .learner import Learner, batches, steps_per_epoch
 from .processes import StopRequest, mean, world
 
 CHECKPOINT = "checkpoint.pt"
+WRITTEN = (CHECKPOINT, "steps.csv", "epochs.csv", "curves.png", "report.md")
 LOG_EVERY = 10  # steps between reads of the loss, which wait for the device
 SAVE_EVERY = 30  # seconds
 
@@ -57,6 +58,8 @@ def train(config, experiment, console, resume=False):
         if resume:
             run.load()
             console.print(f"resumed after step {run.learner.step}")
+        elif processes.is_main and run.forget_earlier():
+            console.print(f"replaces the earlier run in {config.out}; --out names another folder")
         with progress_bar(console, TextColumn("{task.fields[news]}")) as progress:
             complete = run.epochs(stop, progress, progress.add_task(experiment.name, news=""))
         if not complete:
@@ -88,6 +91,13 @@ class Run:
         state = load_checkpoint(self.out / CHECKPOINT)
         self.learner.load_state(state["learner"])
         self.history = History(**state["history"])
+
+    def forget_earlier(self):
+        """Removes what an earlier run left in the folder; returns whether there was one."""
+        found = [path for path in map(self.out.joinpath, WRITTEN) if path.exists()]
+        for path in found:
+            path.unlink()
+        return bool(found)
 
     def save(self):
         if self.processes.is_main:

@@ -152,7 +152,7 @@ class Planned:
         if problem is not None:
             if self._method != "auto":
                 raise ValueError(f"{type(self).__name__}: method {self._method!r} cannot be used here: {problem}; "
-                                 "'auto' takes the dense method then")
+                                 "'auto' takes one that can")
             return "dense"
         dtype = self._compute_dtype(x.device)
         if torch.compiler.is_compiling():

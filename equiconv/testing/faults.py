@@ -186,7 +186,7 @@ def observed(module, in_type):
                 remember(x, inputs[0].type)
             elif not isinstance(x, torch.Tensor):
                 return
-            type = None if isinstance(layer, EquivariantModule) else recall(x)
+            type = None if isinstance(layer, EquivariantModule) or _is_part(name, modules) else recall(x)
             corners = x[(..., *[slice(None, None, max(1, n - 1)) for n in x.shape[2:]])]
             calls.append(Call(name, layer, tuple(x.shape), *(_rms(part) for part in (corners, x)), type))
         return hook
@@ -199,7 +199,8 @@ def observed(module, in_type):
                 remember(out, type)
         return hook
 
-    for name, layer in module.named_modules():
+    modules = dict(module.named_modules())
+    for name, layer in modules.items():
         handles += [layer.register_forward_pre_hook(before(name or "the module", layer)),
                     layer.register_forward_hook(after(layer))]
     try:
@@ -247,3 +248,10 @@ def origin(module, answer, inputs, g, tolerance, error):
                     ] if last else []
         last = name
     return [f"the error appears after {last}, whose fields are equivariant"] if last else []
+
+
+def _is_part(name, modules):
+    """Whether a layer belongs to an equivariant module of escnn's or ours, which knows what it does with it."""
+    parents = [modules[name[:i]] for i, letter in enumerate(name) if letter == "." and name[:i] in modules]
+    known = [type(parent).__module__ for parent in parents if isinstance(parent, EquivariantModule)]
+    return any(module.startswith(("escnn.nn.", "equiconv.nn.")) for module in known)
