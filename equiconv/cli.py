@@ -103,7 +103,8 @@ def precompile(
         from .precompilation import precompile as compile_all
         with torch.device("meta"):
             chosen = torch.nn.ModuleDict({name: models.create(name) for name in networks})
-        dtypes = [getattr(torch, name, name) for name in dtype.split(",")]
+        known = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+        dtypes = [known.get(name, name) for name in dtype.split(",")]
         with progress_bar(console) as progress:
             task = progress.add_task("kernels")
             report = compile_all(chosen, arch.split(","), dtypes, in_package=package,

@@ -3,6 +3,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
+import torch
 from torch.nn import Module
 
 from .basis import cache
@@ -43,11 +44,14 @@ def precompile(model, archs=ARCHS, dtypes=DTYPES, *, in_package=False, tick=lamb
     Returns Precompiled. Takes seconds to a minute for each kernel and core. Raises TypeError if model is no module,
     ValueError for what kernels cannot be compiled for, or where they cannot be kept.
     """
+    archs, dtypes = ((given,) if isinstance(given, one) else tuple(given)
+                     for given, one in ((archs, str), (dtypes, torch.dtype)))
     if not isinstance(model, Module):
         raise TypeError(f"precompile: model must be a torch.nn.Module, got {type(model).__name__}")
     for what, given, known in (("archs", archs, SHARED_BYTES), ("dtypes", dtypes, NUMBERS)):
-        if unknown := [str(one) for one in given if one not in known]:
-            raise ValueError(f"precompile: {what} must be of {', '.join(map(str, known))}, got {', '.join(unknown)}")
+        if unknown := [repr(one) for one in given if one not in known]:
+            names = ", ".join(str(one).removeprefix("torch.") for one in known)
+            raise ValueError(f"precompile: {what} must be of {names}, got {', '.join(unknown)}")
     if not in_package and not cache.CACHE_FOLDER:
         raise ValueError("precompile: kernels are kept in EQUICONV_CACHE, which is not set, or with in_package")
     if problem := next(filter(None, map(compiler.compiler_problem, archs)), None):
@@ -71,6 +75,8 @@ def precompile(model, archs=ARCHS, dtypes=DTYPES, *, in_package=False, tick=lamb
         for done, job in enumerate(as_completed(jobs), 1):
             try:
                 write(jobs[job], compiler.sealed(job.result()))
+                if not compiler.is_sealed(read(jobs[job])):
+                    raise compiler.Unavailable(f"{jobs[job]} could not be kept: is the folder writable?")
             except compiler.Unavailable as error:
                 report.failed.append(str(error))
                 report.compiled[missing[jobs[job]][1]] -= 1

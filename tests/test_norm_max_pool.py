@@ -121,6 +121,7 @@ def test_bad_arguments():
     for bad, match in (({"x": x[0, 0]}, "two or three spatial dimensions"), ({"stride": [1]}, "a number for each"),
                        ({"fields": fields.int()}, "fields must be int64"), ({"elements": elements[:, 0]}, "elements"),
                        ({"padding": [2, 2]}, "at most half"), ({"x": x[..., :1, :1], "padding": [0, 0]}, "at least as"),
+                       ({"x": x[..., :2, :2], "window": [2, 2], "padding": [1, 1], "dilation": [3, 3]}, "step over"),
                        ({"x": x.int()}, "floating point")):
         with pytest.raises(ValueError, match=match):
             norm_max_pool(**call | bad)

@@ -318,12 +318,24 @@ def test_precompile_says_what_it_left_out(cuda_compiler, folders, monkeypatch):
 
 @pytest.mark.parametrize("changes,error,message", [
     ({"model": 3}, TypeError, "model must be a torch.nn.Module, got int"),
-    ({"archs": ["sm_75"]}, ValueError, "archs must be of sm_80, .*, got sm_75"),
-    ({"dtypes": [torch.float64]}, ValueError, "dtypes must be of torch.bfloat16, .*, got torch.float64"),
+    ({"archs": ["sm_75"]}, ValueError, "archs must be of sm_80, .*, got 'sm_75'"),
+    ({"dtypes": [torch.float64]}, ValueError, "dtypes must be of bfloat16, .*, got torch.float64"),
+    ({"dtypes": torch.int8}, ValueError, "dtypes must be of .*, got torch.int8"),
+    ({"archs": "sm_9"}, ValueError, "archs must be of .*, got 'sm_9'"),
     ({"archs": ["sm_89"]}, ValueError, "the compiler here does not know sm_89: fake 1")])
 def test_bad_arguments(cuda_compiler, folders, changes, error, message):
     with pytest.raises(error, match=f"precompile: {message}"):
         equiconv.precompile(**{"model": model(), **changes})
+
+
+def test_what_cannot_be_kept_has_failed(cuda_compiler, folders, monkeypatch):
+    folders.package.parent.mkdir(parents=True, exist_ok=True)
+    file = folders.package.parent / "a file"
+    file.touch()
+    monkeypatch.setattr(disk, "CACHE_FOLDER", str(file))
+    report = equiconv.precompile(model(), (arch for arch in ["sm_90"]), BF16)
+    assert len(report.failed) == len(kernels_of(CALL).sources) and "could not be kept" in report.failed[0]
+    assert report.compiled == {"sm_90": 0}
 
 
 def test_without_a_folder(cuda_compiler, monkeypatch):
@@ -348,7 +360,7 @@ def test_networks_from_the_command_line(cuda_compiler, folders):
     done = call("info")
     assert f"{count} for sm_90" in done.output and "fake 1" in done.output
     for arguments, message in ((("nothing",), "there is no model 'nothing'"),
-                               (("p4_cnn", "--dtype", "number"), "got number")):
+                               (("p4_cnn", "--dtype", "number"), "got 'number'")):
         done = call("precompile", *arguments)
         assert done.exit_code == MISUSED and message in done.output
 

@@ -128,7 +128,8 @@ def test_bad_arguments():
     x, filter, geometry = arguments("antialiased maximum", PLANE, torch.float32)
     for bad, match in (({"x": x[0, 0]}, r"two or three spatial dimensions"), ({"stride": [1]}, "a number for each"),
                        ({"filter": None}, "a filter with its kernel"), ({"filter": filter.double()}, "filter must be"),
-                       ({"x": x[..., :1, :1], "padding": [0, 0]}, "at least as large")):
+                       ({"x": x[..., :1, :1], "padding": [0, 0]}, "at least as large"),
+                       ({"x": x[..., :2], "dilation": [1, 3]}, "step over an axis of size 2")):
         with pytest.raises(ValueError, match=match):
             window_pool(**{"x": x, "filter": filter, **geometry, **bad})
     lists = [geometry[name] for name in NAMES]

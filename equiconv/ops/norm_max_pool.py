@@ -2,7 +2,7 @@ from ..formats import dense, like
 from ..reference import norm_max_pool as reference
 from ..reference.field_pool import ELEMENT, FIELD
 from .on_fields import check_fields, check_table, define_with_linear_gradient, pick
-from .window_pool import check_geometry, out_size
+from .window_pool import check_geometry, check_windows, out_size
 
 
 def empty_output(x, window, stride, padding, dilation, ceil_mode):
@@ -49,6 +49,7 @@ def norm_max_pool(x, fields, elements, *, window, stride, padding, dilation, cei
                          f"{tuple(window)} with dilation {tuple(dilation)}")
     if min(out_size(x.shape[2:], window, padding, dilation, (), stride, (), ceil_mode)) < 1:
         raise ValueError(f"norm_max_pool: x must be at least as large as the windows, got {tuple(x.shape)}")
+    check_windows("norm_max_pool", x.shape[2:], window, stride, padding, dilation, ceil_mode)
     chosen = pick(x, backend)
     if chosen == "reference":
         return reference.norm_max_pool(x, fields, elements, *geometry, ceil_mode)

@@ -38,6 +38,15 @@ def check_geometry(op, x, geometry, lengths):
                          f"got {tuple(x.shape)} and {geometry}")
 
 
+def check_windows(op, size, window, stride, padding, dilation, ceil_mode):
+    """Raises ValueError where a window would see nothing of x: its taps step over an axis shorter than the dilation."""
+    for n, *each in zip(size, window, stride, padding, dilation):
+        w, s, p, d = each
+        if n < d and any(all(not 0 <= o * s - p + j * d < n for j in range(w))
+                         for o in range(_count(n, *each, ceil_mode))):
+            raise ValueError(f"{op}: windows of {w} with dilation {d} and padding {p} step over an axis of size {n}")
+
+
 def window_pool(x, filter, *, window=(), window_padding=(), dilation=(), kernel=(), stride=(), padding=(),
                 ceil_mode=False, backend=None):
     """The largest number in a window around each pixel, channel by channel, and then their weighted sum with a stride.
@@ -69,6 +78,8 @@ def window_pool(x, filter, *, window=(), window_padding=(), dilation=(), kernel=
                          f"{tuple(filter.shape)} and {filter.dtype}")
     if min(out_size(x.shape[2:], *geometry, ceil_mode)) < 1:
         raise ValueError(f"window_pool: x must be at least as large as the windows, got {tuple(x.shape)}")
+    check_windows("window_pool", x.shape[2:], window, [1] * len(window) if kernel else stride, window_padding, dilation,
+                  ceil_mode and not kernel)
     chosen = pick(x, backend)
     if chosen == "reference":
         return reference.window_pool(x, filter, *geometry, ceil_mode)
