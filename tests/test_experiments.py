@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from equiconv import models
 from equiconv.experiments import demo, files, get, learner, training
 from equiconv.experiments.config import Config, plain, read_file, resolve
 from equiconv.experiments.digits import digits, render, rotated_digits
@@ -57,6 +58,13 @@ def test_train_size_takes_the_first_digits(tmp_path):
     assert torch.equal(test.inputs, same_test.inputs)
     with pytest.raises(ValueError, match="4000 digits"):
         experiment.load(settings(tmp_path, train_size=4001))
+
+
+def test_every_network_for_digits_gets_images_of_its_size(tmp_path):
+    for model in get("mnist-rot").models:
+        config = settings(tmp_path, model=model, model_options={})
+        train, test = get("mnist-rot").load(config)
+        assert train.inputs.shape[1:] == test.inputs.shape[1:] == models.input_shape(model)
 
 
 def test_render_turns_counterclockwise_about_the_centre():
