@@ -100,10 +100,11 @@ def precompile(
         from . import models
         from .experiments.report import table
         from .experiments.training import progress_bar
+        from .precompilation import DTYPES
         from .precompilation import precompile as compile_all
         with torch.device("meta"):
             chosen = torch.nn.ModuleDict({name: models.create(name) for name in networks})
-        known = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+        known = {str(one).removeprefix("torch."): one for one in DTYPES}
         dtypes = [known.get(name, name) for name in dtype.split(",")]
         with progress_bar(console) as progress:
             task = progress.add_task("kernels")

@@ -168,8 +168,9 @@ def test_plain_modules_without_fault():
 def test_layers_that_equivariant_modules_are_made_of(namespace):
     model = namespace.SequentialModule(namespace.R2Conv(SCALAR, REGULAR, 3), namespace.InnerBatchNorm(REGULAR)).eval()
     assert any(isinstance(module, torch.nn.BatchNorm3d) for module in model.modules())
-    result = check(model, input_size=9)
-    assert not says(result, "normalises") and result.max_exact < 1e-5
+    for module in (model, model[1]):  # within a module, and alone
+        result = check(module, input_size=9)
+        assert not says(result, "normalises") and result.max_exact < 1e-5
 
 
 def test_linear_layer_on_fields():

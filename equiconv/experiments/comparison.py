@@ -14,7 +14,7 @@ from .config import FREE_ON_RESUME, Config, resolve
 from .experiment import Network
 from .files import load_checkpoint, save_checkpoint, write_text
 from .processes import StopRequest, world
-from .training import CHECKPOINT, Run, progress_bar
+from .training import CHECKPOINT, Run, forget_run, progress_bar
 
 PLAN = "plan.json"
 RESULT = "result.pt"  # of each complete run
@@ -166,8 +166,8 @@ def _check(plan, experiment, configs):
 
 def _begin(plan, configs):
     for config in configs.values():  # what is left of an earlier comparison
-        for name in (RESULT, CHECKPOINT):
-            (Path(config.out) / name).unlink(missing_ok=True)
+        (Path(config.out) / RESULT).unlink(missing_ok=True)
+        forget_run(Path(config.out))
     write_text(Path(plan.out) / PLAN, json.dumps(asdict(plan), indent=2) + "\n")
 
 

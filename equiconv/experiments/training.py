@@ -43,6 +43,14 @@ def saved_settings(out):
     return load_checkpoint(Path(out) / CHECKPOINT)["config"]
 
 
+def forget_run(out):
+    """Removes what a run left in its folder, a Path; returns whether there was one."""
+    found = [path for path in map(out.joinpath, WRITTEN) if path.exists()]
+    for path in found:
+        path.unlink()
+    return bool(found)
+
+
 def train(config, experiment, console, resume=False):
     """Trains as a Config says, and writes checkpoint, CSV files, figure and report to config.out.
 
@@ -58,7 +66,7 @@ def train(config, experiment, console, resume=False):
         if resume:
             run.load()
             console.print(f"resumed after step {run.learner.step}")
-        elif processes.is_main and run.forget_earlier():
+        elif processes.is_main and forget_run(run.out):
             console.print(f"replaces the earlier run in {config.out}; --out names another folder")
         with progress_bar(console, TextColumn("{task.fields[news]}")) as progress:
             complete = run.epochs(stop, progress, progress.add_task(experiment.name, news=""))
@@ -91,13 +99,6 @@ class Run:
         state = load_checkpoint(self.out / CHECKPOINT)
         self.learner.load_state(state["learner"])
         self.history = History(**state["history"])
-
-    def forget_earlier(self):
-        """Removes what an earlier run left in the folder; returns whether there was one."""
-        found = [path for path in map(self.out.joinpath, WRITTEN) if path.exists()]
-        for path in found:
-            path.unlink()
-        return bool(found)
 
     def save(self):
         if self.processes.is_main:

@@ -56,12 +56,13 @@ def work_of(plan, kernel, stride, dilation, groups, up):
     transforms = sum(fields * side.transform.size for fields, side in (*sources, *targets)
                      if not np.array_equal(side.transform, np.eye(len(side.transform))))
     shapes = [(size, sum(n * s.depth.get(g, 0) for n, s in sources), sum(n * t.height.get(g, 0) for n, t in targets),
-               ROWS if g in plan.complex else 1) for g, size in enumerate(plan.components)]
-    products = sum((4 if rows > 1 else size) * depth * height for size, depth, height, rows in shapes)
-    mixing = sum((ROWS if rows > 1 else size) * depth * height for size, depth, height, rows in shapes)
+               g in plan.complex) for g, size in enumerate(plan.components)]
+    products = sum((4 if is_complex else size) * depth * height for size, depth, height, is_complex in shapes)
+    mixing = sum((ROWS if is_complex else size) * depth * height for size, depth, height, is_complex in shapes)
+    packed = sum((ROWS if is_complex else 1) * depth * height for _, depth, height, is_complex in shapes)
     entries = sum(len(block.entries) * block.out_fields * block.in_fields for block in plan.blocks)
     return Work(groups * harmonics, groups * combining, groups * transforms, groups * mixing, groups * products,
-                groups * sum(rows * depth * height for _, depth, height, rows in shapes), entries,
+                groups * packed, entries,
                 groups * sum(size * depth for size, depth, *_ in shapes),
                 groups * sum(size * height for size, _, height, _ in shapes))
 

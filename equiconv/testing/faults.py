@@ -252,6 +252,7 @@ def origin(module, answer, inputs, g, tolerance, error):
 
 def _is_part(name, modules):
     """Whether a layer belongs to an equivariant module of escnn's or ours, which knows what it does with it."""
-    parents = [modules[name[:i]] for i, letter in enumerate(name) if letter == "." and name[:i] in modules]
+    steps = name.split(".")
+    parents = [modules.get(".".join(steps[:depth])) for depth in range(len(steps))]
     known = [type(parent).__module__ for parent in parents if isinstance(parent, EquivariantModule)]
     return any(module.startswith(("escnn.nn.", "equiconv.nn.")) for module in known)
