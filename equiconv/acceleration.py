@@ -8,7 +8,7 @@ from torch.nn import Module, Sequential
 from .nn import ACCELERATED, containers
 from .nn.batchnorm import _BatchNorm
 from .nn.irrep_domain import bases_of_modules
-from .nn.planner import METHODS, Planned
+from .nn.planner import METHODS, Planned, planned_of
 
 #: why classes of escnn are left
 PLAIN = {**dict.fromkeys((nn.ReLU, nn.ELU, nn.LeakyReLU), "one kernel of torch already"),
@@ -77,8 +77,8 @@ def accelerate(model, *, method=None, fold=None, irrep_domain=None, verbose=Fals
         if cls is not None:
             module.__class__ = cls
             module._adopt()
-        if method is not None and getattr(module, "takes_method", False):
-            module.method = method
+        if method is not None and (planned := planned_of(module)) is not None:
+            planned.method = method
     for module in model.modules():
         if type(module) is Sequential and (_pairs(module, containers.is_activated_pair)
                                            or fold and _pairs(module, containers.is_folding_pair)
@@ -134,7 +134,7 @@ def _status(module):
     cls = type(module)
     if isinstance(module, containers.SequentialModule):
         return None
-    if isinstance(module, tuple(ACCELERATED.values())):
+    if isinstance(module, tuple(ACCELERATED.values())) or planned_of(module) is not None:
         return "accelerated", ""
     if cls in ACCELERATED:
         return "left", "not converted yet: call equiconv.accelerate"

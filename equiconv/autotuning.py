@@ -6,7 +6,7 @@ from torch.nn import Module
 
 from .calibration import run, time_of
 from .fused import Unavailable
-from .nn.planner import Planned
+from .nn.planner import planned_of
 from .testing import evaluation
 
 BUDGET_S = 0.2  # of each measurement
@@ -43,8 +43,8 @@ def _times(t):
 def autotune(model, example_input, *, budget_s=BUDGET_S):
     """Measures the methods for every convolution of a model, and sets its `method` to the faster one.
 
-    model          torch.nn.Module with convolutions of equiconv.nn (see accelerate), in the mode that matters: training
-                   steps are measured of modules in training mode, inference of those in eval mode
+    model          torch.nn.Module with convolutions of equiconv.nn (see accelerate) or models.HarmonicConv, in the mode
+                   that matters: training steps are measured of modules in training mode, inference of those in eval
     example_input  what the model takes: a tensor, a GeometricTensor, or a tuple of arguments
     budget_s       seconds for each method of each convolution
 
@@ -54,12 +54,12 @@ def autotune(model, example_input, *, budget_s=BUDGET_S):
     if not isinstance(model, Module):
         raise TypeError(f"autotune: model must be a torch.nn.Module, got {type(model).__name__}")
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
-    planned = {name: module for name, module in model.named_modules() if isinstance(module, Planned)}
-    inputs = _inputs(model, planned, arguments)
-    return TuningReport(_tune(name, module, inputs.get(name), budget_s) for name, module in planned.items())
+    convolutions = {name: module for name, module in model.named_modules() if planned_of(module) is not None}
+    inputs = _inputs(model, convolutions, arguments)
+    return TuningReport(_tune(name, module, inputs.get(name), budget_s) for name, module in convolutions.items())
 
 
-def _inputs(model, planned, arguments):
+def _inputs(model, convolutions, arguments):
     """{name: tensor} of the convolutions that the model calls. In eval mode: running statistics stay as they are."""
     found, hooks = {}, []
 
@@ -68,7 +68,7 @@ def _inputs(model, planned, arguments):
             found.setdefault(name, inputs[0].tensor.detach())
         return hook
 
-    for name, module in planned.items():
+    for name, module in convolutions.items():
         hooks.append(module.register_forward_pre_hook(look(name)))
     try:
         with evaluation(model), torch.no_grad():
@@ -82,13 +82,13 @@ def _inputs(model, planned, arguments):
 def _tune(name, module, x, budget_s):
     if x is None:
         return Tuned(name, module.method, reason="the example does not reach it")
-    problem = module.why_not_factorised(x)
+    problem = planned_of(module).why_not_factorised(x)
     if problem is not None:
         return Tuned(name, module.method, tuple(x.shape), reason=problem)
     before, seconds = module.method, {}
     x.requires_grad_(module.training)
     try:
-        for method in module.candidates(x):
+        for method in planned_of(module).candidates(x):
             module.method = method
             try:
                 seconds[method] = time_of(lambda: run(module, x, module.training), budget_s, x.device)

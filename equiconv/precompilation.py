@@ -10,7 +10,7 @@ from .basis import cache
 from .fused import Unsupported, compiler
 from .fused.kernels import NUMBERS, SHARED_BYTES
 from .fused.layer import kernels_of, unsupported_reason
-from .nn.planner import Planned
+from .nn.planner import planned_of
 
 ARCHS = ("sm_80", "sm_90")
 DTYPES = tuple(NUMBERS)
@@ -34,7 +34,8 @@ class Precompiled:
 def precompile(model, archs=ARCHS, dtypes=DTYPES, *, in_package=False, tick=lambda done, total: None):
     """Compiles the kernels with which method "fused" computes the convolutions of a model, for inputs of every size.
 
-    model       torch.nn.Module with convolutions of equiconv.nn (see accelerate), on any device, "meta" too
+    model       torch.nn.Module with convolutions of equiconv.nn (see accelerate) or models.HarmonicConv, on any
+                device, "meta" too
     archs       of the GPUs that it will run on, such as "sm_90"
     dtypes      that it will be computed in: torch.bfloat16, torch.float16, torch.float32 (for TF32)
     in_package  whether they are kept in the package itself, in the place of those of another call, rather than in
@@ -88,13 +89,13 @@ def _sources(model, arch, dtypes, left_out):
     """The C++ of all kernels of a model; those that cannot be go into `left_out`."""
     found = {}
     for name, module in model.named_modules():
-        if isinstance(module, Planned):
+        if (planned := planned_of(module)) is not None:
             for dtype in dtypes:
-                geometry = module.nominal_geometry
+                geometry = planned.nominal_geometry
                 reason = unsupported_reason(geometry, dtype)
                 if reason is None:
                     try:
-                        kernels = kernels_of(module.plan, geometry.kernel, dtype, geometry.stride[0],
+                        kernels = kernels_of(planned.plan, geometry.kernel, dtype, geometry.stride[0],
                                              SHARED_BYTES[arch])
                         found.update(dict.fromkeys(kernels.sources))
                         continue

@@ -7,7 +7,7 @@ import torch
 from escnn import gspaces
 
 import equiconv.nn
-from equiconv import models
+from equiconv import autotuning, models
 from equiconv.models.harmonic import RING_WIDTH, HarmonicConv, ModulusBatchNorm, ModulusReLU, complex_fields, modulus
 from equiconv.testing import check_equivariance
 
@@ -93,6 +93,32 @@ def test_method():
         plain.method = "factorised"
     with pytest.raises(ValueError, match="method must be"):
         conv.method = "quick"
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_autotune(monkeypatch, train):
+    """Measures what the model computes with, in its mode; what is always dense has no choice."""
+    model = torch.nn.Sequential(HarmonicConv(REAL, fields(0, 1), KERNEL), HarmonicConv(fields(0, 1), fields(1), KERNEL),
+                                HarmonicConv(fields(1), fields(0), KERNEL, factorised=False)).train(train)
+    equiconv.accelerate(model[:2], method="dense")
+    called, factorised = [], type(model[0].planned).factorised
+    monkeypatch.setattr(type(model[0].planned), "factorised", lambda self, x, *arguments: called.append(
+        (self, x.requires_grad)) or factorised(self, x, *arguments))
+    monkeypatch.setattr(autotuning, "time_of", lambda function, *_: function() or len(called))
+    report = equiconv.autotune(model, REAL(torch.randn(2, 1, 13, 13)))
+    assert [t.name for t in report] == ["0", "1"]  # each is factorised first, when `called` is shorter
+    assert called == [(conv.planned, train) for conv in model[:2]]
+    assert all(t.seconds == {"factorised": i, "dense": i} for i, t in enumerate(report, 1))
+    assert report[1].input_shape == (2, 4, 9, 9) and all(conv.method == "factorised" for conv in model[:2])
+
+
+@pytest.mark.parametrize("train,work", [(True, "a training step"), (False, "inference")])
+def test_plan_of_the_mode(train, work):
+    conv = HarmonicConv(REAL, fields(0, 1), KERNEL).train(train)
+    with torch.no_grad():
+        conv(REAL(torch.randn(2, 1, 9, 9)))
+    assert f"estimated for {work}" in conv.planned.plan_report().reason
+    assert [row.status for row in equiconv.acceleration_report(conv)] == ["accelerated"]
 
 
 def test_filters_are_those_of_the_paper():

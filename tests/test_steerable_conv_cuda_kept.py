@@ -13,6 +13,7 @@ from equiconv.basis import cache as disk
 from equiconv.fused import Unavailable, compiler, fused_unavailable_reason, launch, origin_of_kernels
 from equiconv.fused.kernels import SHARED_BYTES
 from equiconv.layout import Geometry
+from equiconv.models.harmonic import HarmonicConv, complex_fields
 from equiconv.nn import planner
 from tests.cases import CASES
 from tests.steerable_calls import Call
@@ -293,6 +294,16 @@ def test_precompiled_kernels_need_no_compiler(cuda_compiler, folders, gpu, in_pa
     for source in kernels_of(CALL).sources:
         run(gpu, source)
     assert len(gpu.driver.loaded) == count == len(cuda_compiler.compiled)
+
+
+def test_precompiled_for_harmonic_networks(cuda_compiler, folders):
+    """With what HarmonicConv computes by."""
+    plane = gspaces.rot2dOnR2(-1, maximum_frequency=1)
+    conv = HarmonicConv(*(complex_fields(equiconv.nn, plane, [0, 1], 4) for _ in range(2)), 5, padding=2)
+    report, again = (equiconv.precompile(module, ["sm_90"], [BF16]) for module in (conv, conv.planned))
+    count = len(cuda_compiler.compiled)
+    assert count > 0 and report.compiled == again.kept == {"sm_90": count}
+    assert report.left_out == again.left_out == again.compiled == {}
 
 
 def test_what_is_kept_is_not_compiled_again(cuda_compiler, folders):

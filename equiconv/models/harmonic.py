@@ -94,16 +94,17 @@ class HarmonicConv(Tabulated, EquivariantModule):
             self.register_buffer(self._mixed[-1][1], mixing.clone(), persistent=False)
 
     @property
-    def takes_method(self):
-        return self._steerable is not None
+    def planned(self):
+        """The R2Conv that computes it, whose weights are of no use; or None if not factorised."""
+        return self._steerable
 
     @property
     def method(self):
-        return self._steerable.method if self.takes_method else "dense"
+        return "dense" if self._steerable is None else self._steerable.method
 
     @method.setter
     def method(self, value):
-        if not self.takes_method:
+        if self._steerable is None:
             raise ValueError("a HarmonicConv with factorised=False is always dense")
         self._steerable.method = value
 
@@ -144,6 +145,11 @@ class HarmonicConv(Tabulated, EquivariantModule):
         if self._steerable is not None and not self.profile.is_meta:  # nothing would bring its tables back
             self._steerable.to(self.profile.device, self.profile.dtype)
         return self
+
+    def train(self, mode=True):
+        if self._steerable is not None:
+            self._steerable.train(mode)  # its method depends on it
+        return super().train(mode)
 
     def evaluate_output_shape(self, input_shape):
         batch, _, *spatial = input_shape

@@ -24,6 +24,11 @@ NOMINAL = {2: (4, 32, 32), 3: (2, 16, 16, 16)}  # batch and size of an image, wh
 REMEMBERED = 256  # choices of a module
 
 
+def planned_of(module):
+    """The Planned that computes a module, or None."""
+    return getattr(module, "planned", None)
+
+
 def methods_on(device_type):
     """The methods that "auto" chooses from on that type of device."""
     return cuda_costs.METHODS if device_type == "cuda" else costs.METHODS
@@ -75,7 +80,6 @@ class Planned:
     a nominal one. What the factorised methods cannot do is dense then, and a ValueError where one is asked for by name.
     """
 
-    takes_method = True  # see accelerate; whose computation is a Planned's has it too, with a `method`
     _method = "auto"
     _last_bases, _last_folded = FIELDS, ""
 
@@ -85,6 +89,11 @@ class Planned:
 
     def __getstate__(self):
         return {**super().__getstate__(), "_choices": {}}
+
+    @property
+    def planned(self):
+        """See planned_of: a module of another class has the one that computes it here."""
+        return self
 
     @property
     def method(self):
