@@ -26,7 +26,8 @@ REMEMBERED = 256  # choices of a module
 
 def planned_of(module):
     """The Planned that computes a module, or None."""
-    return getattr(module, "planned", None)
+    planned = getattr(module, "planned", None)
+    return planned if isinstance(planned, Planned) else None
 
 
 def methods_on(device_type):
