@@ -5,12 +5,14 @@ import signal
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from escnn import group, gspaces
 
-from equiconv import models
+from equiconv import models, nn
 from equiconv.experiments import demo, files, get, learner, training
 from equiconv.experiments.config import Config, plain, read_file, resolve
 from equiconv.experiments.digits import digits, render, rotated_digits
@@ -153,6 +155,25 @@ def test_bad_checkpoints(tmp_path):
     (tmp_path / "checkpoint.pt").write_text("no")
     with pytest.raises(ValueError, match="not a checkpoint"):
         files.load_checkpoint(tmp_path / "checkpoint.pt")
+
+
+def test_checkpoints_hold_weights_alone(tmp_path, console):
+    """And their bases. Equiconv and escnn load them strictly, and compute the same."""
+    config = settings(tmp_path, epochs=1, model_options={**TINY_MODEL, "widths": 6 * [24]})
+    training.train(config, get("mnist-rot"), console)
+    saved = files.load_checkpoint(tmp_path / "checkpoint.pt")["learner"]["model"]
+    ours, theirs = (learner.Learner(replace(config, accelerate=accelerate), get("mnist-rot"), ALONE).model
+                    for accelerate in (True, False))
+    assert saved.keys() == theirs.state_dict().keys() < ours.state_dict().keys()
+    numbers = sum(p.numel() for p in ours.parameters()) * 3  # with Adam's
+    numbers += sum(v.numel() for k, v in saved.items() if k.endswith("sampled_basis"))
+    assert (tmp_path / "checkpoint.pt").stat().st_size < 1.1 * 4 * numbers
+    images = torch.randn(2, 1, 19, 19)
+    for model in (ours, theirs):
+        model.load_state_dict(saved)
+    torch.testing.assert_close(ours.eval()(images), theirs.eval()(images), rtol=1e-4, atol=1e-5)
+    linear = nn.Linear(*2 * [gspaces.no_base_space(group.so3_group()).type(group.so3_group().irrep(0))])
+    assert linear.state_dict().keys() - files.weights_of(linear).keys() == {"matrix", "expanded_bias"}
 
 
 # training

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from ..nn.expanded import Expanded
+
 
 def write_atomically(path, write):
     """Calls write(temporary path), then moves the file into its place: a reader sees the old file or the new one."""
@@ -31,6 +33,19 @@ def write_csv(path, rows):
             writer.writerows(rows)
     if rows:
         write_atomically(path, write)
+
+
+def weights_of(model):
+    """The state_dict of a model without the filters that its weights expand to, which can be many times larger.
+
+    Its keys are those of escnn's models in training mode: these load it strictly, as equiconv's models do in any mode.
+    """
+    state = model.state_dict()
+    for name, module in model.named_modules():
+        if isinstance(module, Expanded):
+            for key in (module.filter_name, "expanded_bias"):
+                state.pop(f"{name}.{key}" if name else key, None)
+    return state
 
 
 def save_checkpoint(path, state):

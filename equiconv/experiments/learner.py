@@ -6,6 +6,7 @@ import torch
 from .. import models
 from .augmentation import AUGMENTATIONS
 from .config import DTYPES
+from .files import weights_of
 from .processes import adopt_main_state, parallel
 
 EVALUATION_BATCH = 100
@@ -114,8 +115,8 @@ class Learner:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def state(self):
-        """Everything to resume from, as tensors and plain values."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+        """Everything to resume from, as tensors and plain values. The model's weights are those of weights_of()."""
+        return {"model": weights_of(self.model), "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(), "step": self.step}
 
     def load_state(self, state):
