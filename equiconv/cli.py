@@ -34,8 +34,21 @@ def main():
     app(prog_name="equiconv")
 
 
+def _show_version(asked):
+    if asked:
+        from . import __version__
+        typer.echo(f"equiconv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def of_all_commands(version: Annotated[bool, Option("--version", callback=_show_version, is_eager=True,
+                                                    help="print the version and exit")] = False):
+    pass
+
+
 @app.command()
-def info():
+def info(every_op: Annotated[bool, Option("--ops", help="also the backends of each op by itself")] = False):
     """Versions, machine, and which backends can run here."""
     from .experiments import environment
     from .experiments.report import table
@@ -43,14 +56,26 @@ def info():
     for title, facts in (("versions", environment.versions()), ("machine", environment.machine()),
                          ("optional packages", environment.optional_packages()), ("build", environment.build())):
         console.print(table(title, ("", ""), facts.items()))
-    rows = []
-    for op in environment.ops():
-        for device in ("cpu", "cuda"):
-            for backend in ("native", "triton", "reference"):
-                reason = environment.why_not(op, backend, device)
-                rows.append((op, device, backend, "no: " + reason if reason else "yes"))
-    console.print(table("backends", ("op", "device", "backend", "runs here"), rows))
+    reasons = environment.backends_of_ops()
+    console.print(table("backends", ("device", "backend", "runs here"),
+                        [(*place, _summary(found)) for place, found in reasons.items()]))
+    if every_op:
+        rows = [(op, *place, f"no: {reason}" if reason else "yes")
+                for op in environment.ops() for place, found in reasons.items() for reason in [found[op]]]
+        console.print(table("ops", ("op", "device", "backend", "runs here"), rows))
     console.print(table("convolutions", ("", ""), environment.convolutions().items()))
+
+
+def _summary(reasons):
+    """Whether ops run, in a line, from {op: None or why it does not}."""
+    by_reason = {}
+    for op, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(op)
+    if list(by_reason) == [None]:
+        return "yes"
+    if None in by_reason:
+        return "yes, but " + "; ".join(f"{', '.join(ops)}: {reason}" for reason, ops in by_reason.items() if reason)
+    return "no: " + "; ".join(by_reason)
 
 
 @app.command()
@@ -122,13 +147,29 @@ def precompile(
 
 
 @app.command("models")
-def list_models():
-    """The networks that can be trained: name, parameters, arithmetic for one input, and source."""
+def list_models(weights: Annotated[bool, Option("--weights", help="also weights and GMAC for one input: builds the "
+                                                                  "networks, in some seconds")] = False):
+    """The networks: their groups, their inputs, the experiments that take them, and where they come from."""
     from . import models
-    for name in models.names():
-        size, shape = models.complexity(name), " x ".join(map(str, models.input_shape(name)))
-        typer.echo(f"{name:18} {size.parameters / 1e6:5.3g} M parameters, {size.macs / 1e9:5.3g} GMAC for one input of "
-                   f"{shape}\n    {models.citation(name)}")
+    from .experiments import taking
+    from .experiments.report import table
+    from .experiments.training import progress_bar
+    console, names, further = Console(), models.names(), {name: () for name in models.names()}
+    if weights:
+        with progress_bar(console) as progress:
+            sizes = {name: models.complexity(name) for name in progress.track(names, description="networks")}
+        further = {name: (f"{size.parameters:,}", f"{size.macs / 1e9:.3g}") for name, size in sizes.items()}
+    columns = (*(("weights", "GMAC") if weights else ()), "experiments")
+    twins = [name for name in names if models.twin(name)]
+    others = [name for name in names if name not in twins]
+
+    def row(name, *facts):
+        return name, *facts, *further[name], ", ".join(taking(name))
+    console.print(table("networks", ("name", "group", "input", *columns), [
+        row(name, models.group(name), " x ".join(map(str, models.input_shape(name)))) for name in others]))
+    console.print(table("their conventional twins", ("name", "twin of", "of equal", *columns), [
+        row(name, *models.twin(name)) for name in twins]))
+    console.print(table("sources", ("name", "source"), [(name, models.citation(name)) for name in others]))
 
 
 @app.command()
@@ -147,7 +188,7 @@ def demo(
     _run(lambda console: demonstration.run(config, experiment, console, resume, construction))
 
 
-@app.command()
+@app.command(add_help_option=False)
 def train(
     context: typer.Context,
     experiment: Annotated[str, typer.Argument(help="mnist-rot, projective, lensing, volumes, volumes-brain, cifar or "
@@ -158,7 +199,7 @@ def train(
     train_sizes: Annotated[str | None, Option(help="to compare on: numbers of training samples, with commas")] = None,
     seeds: Annotated[int | None, Option(help="to compare with: 0, 1, ... so many")] = None,
     least_steps: Annotated[int | None, Option(help="of each compared run: on few samples it takes more epochs")] = None,
-    model: Annotated[str | None, Option(help="name in equiconv.models")] = None,
+    model: Annotated[str | None, Option(help="name of one that the experiment takes")] = None,
     model_options: Annotated[str | None, Option(help='as JSON: \'{"order": 4}\'')] = None,
     image_size: Annotated[int | None, Option(help="pixels of the inputs; by default what fits the model")] = None,
     data: Annotated[str | None, Option(help="folder of the data, where an experiment needs or keeps one")] = None,
@@ -174,16 +215,20 @@ def train(
     optimizer: Annotated[str | None, Option(help="adam, amsgrad or sgd")] = None,
     schedule: Annotated[str | None, Option(help="of the learning rate: constant, cosine or steps")] = None,
     augmentation: Annotated[str | None, Option(help="of the training samples: none, rotation or crop-flip")] = None,
-    accelerate: Annotated[bool | None, Option("--accelerate/--no-accelerate",
+    accelerate: Annotated[bool | None, Option("--accelerate/--no-accelerate", show_default="accelerate",
                                               help="layers of equiconv, or of escnn")] = None,
-    compile: Annotated[bool | None, Option("--compile/--no-compile", help="torch.compile the network")] = None,
+    compile: Annotated[bool | None, Option("--compile/--no-compile", show_default="no-compile",
+                                           help="torch.compile the network")] = None,
     out: Out = None,
     resume: Resume = False,
+    help: Annotated[bool, Option("--help", help="show this, with the defaults of the experiment")] = False,
 ):
     """Trains a network, or with --compare several; under torchrun in several processes."""
+    if help:
+        _train_help(context, experiment)
     flags = {**context.params, "model_options": _json(model_options), "networks": _list(networks),
              "train_sizes": _list(train_sizes, int)}
-    for name in ("experiment", "config", "compare", "resume"):
+    for name in ("experiment", "help", "config", "compare", "resume"):
         del flags[name]
     from .experiments import get
     from .experiments.config import read_file
@@ -283,14 +328,19 @@ def gallery_errors(models: Annotated[str | None, Option(help="names, with commas
     def run(console):
         from .experiments.training import progress_bar
         from .gallery import errors
-        names = models.split(",") if models else errors.default_networks()
+        with console.status("choosing networks"):
+            names = models.split(",") if models else errors.default_networks()
         errors.check_names(names)
+        curves = {}
         with progress_bar(console) as progress:
-            task = progress.add_task("networks", total=len(names))
-            curves = errors.error_curves(names, seed, lambda: progress.advance(task))
+            task = progress.add_task("", total=len(names))
+            for name in names:
+                progress.update(task, description=name)
+                curves[name] = errors.error_curve(name, seed)
+                found = curves[name][0].values()
+                progress.advance(task)
+                progress.print(f"{name:32} mean {sum(found) / len(found):.1e}  largest {max(found):.1e}")
         errors.draw_errors(out, curves)
-        for name, (found, _) in curves.items():
-            console.print(f"{name:20} mean {sum(found.values()) / len(found):.1e}  largest {max(found.values()):.1e}")
         console.print(f"{out / 'equivariance-errors'}.png and .csv")
         return True
     _run(run)
@@ -302,6 +352,27 @@ def bench(context: typer.Context):
     if not Path("benchmarks/run.py").exists():
         _fail("the benchmarks are not part of the package: run this in the root of equiconv's repository", MISUSED)
     raise typer.Exit(subprocess.run([sys.executable, "-m", "benchmarks.run", *context.args]).returncode)
+
+
+def _train_help(context, experiment):
+    """Shows the options with their defaults in an experiment, and the experiments."""
+    from .experiments import get, names
+    from .experiments.config import plain, resolve
+    from .experiments.report import table
+    try:
+        chosen = get(experiment)
+    except ValueError as error:
+        _fail(error, MISUSED)
+    compared = chosen.comparison
+    defaults = {name: value for name, value in plain(resolve(chosen, {}, {})).items()
+                if name not in ("experiment", "image_size", "accelerate", "compile") and value != ""}
+    context.default_map = {
+        **defaults, "model_options": json.dumps(defaults["model_options"]), "networks": ",".join(compared.networks),
+        "train_sizes": ",".join(map(str, compared.train_sizes)), "seeds": 1, "least_steps": compared.least_steps}
+    typer.echo(context.get_help())
+    Console().print(table("experiments", ("name", "data", "models; the first is the default"), [
+        (name, get(name).summary, ", ".join(get(name).models)) for name in names()]))
+    raise typer.Exit
 
 
 def _settings(experiment, flags, resume, in_file=None, defaults=None):

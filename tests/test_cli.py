@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from equiconv import backends, calibration, models
+import equiconv
+from equiconv import backends, calibration, cli, models
 from equiconv.basis import cache
 from equiconv.cli import FAILED, INTERRUPTED, MISUSED, app
-from equiconv.experiments import environment, learner
+from equiconv.experiments import environment, get, learner, names
+from equiconv.experiments.config import plain, resolve
 from equiconv.nn import costs
 from equiconv.nn.costs import Costs
 
@@ -59,24 +60,68 @@ def test_help_names_the_commands():
                                                                    "bench"))
 
 
+def test_version():
+    done = call("--version")
+    assert (done.exit_code, done.output) == (0, f"equiconv {equiconv.__version__}\n")
+
+
 def test_info():
-    done = call("info")
-    assert done.exit_code == 0, done.output
-    for expected in ("expand_filter", "steerable_conv", "default method", torch.__version__, "py3nj", "instruction set",
-                     "CUDA architectures"):
+    done, every_op = call("info"), call("info", "--ops")
+    assert done.exit_code == every_op.exit_code == 0, done.output
+    for expected in ("default method", torch.__version__, "py3nj", "instruction set", "CUDA architectures"):
         assert expected in done.output
+    assert "expand_filter" not in done.output
+    assert all(op in every_op.output for op in environment.ops()) and "expand_filter" in environment.ops()
+    assert len(every_op.output.splitlines()) > len(done.output.splitlines()) + 6 * len(environment.ops())
     if not torch.cuda.is_available():
         assert "torch was built without CUDA" in done.output or "torch finds no CUDA device" in done.output
 
 
+def test_info_sums_up_the_ops():
+    assert cli._summary({"a": None, "b": None}) == "yes"
+    assert cli._summary({"a": "no GPU", "b": "no GPU"}) == "no: no GPU"
+    assert cli._summary({"a": None, "b": "too old", "c": "too old"}) == "yes, but b, c: too old"
+
+
+def rows_of(output):
+    """{first cell: the others} of the tables in an output, the first row of that name."""
+    found = {}
+    for line in output.splitlines():
+        if line.startswith("│"):
+            name, *cells = (cell.strip() for cell in line.strip("│").split("│"))
+            found.setdefault(name, cells)
+    return found
+
+
 def test_models(monkeypatch):
-    sizes = {name: models.complexity("c8_steerable_cnn") for name in models.names()}  # the large take seconds
-    monkeypatch.setattr(models, "complexity", sizes.get)
+    monkeypatch.setattr(models, "create", None)  # builds none
     done = call("models")
     assert done.exit_code == 0, done.output
-    assert all(name in done.output for name in models.names())
-    row, source = next((a, b) for a, b in pairwise(done.output.splitlines()) if a.startswith("c8_steerable_cnn"))
-    assert "2.07 M parameters" in row and "4 GMAC for one input of 1 x 29 x 29" in row and "ICLR 2022" in source
+    rows = rows_of(done.output)
+    assert rows.keys() - {""} == set(models.names())
+    assert rows["c8_steerable_cnn"] == ["C8", "1 x 29 x 29", "mnist-rot"] and "ICLR 2022" in done.output
+    assert rows["wrn10_4"] == ["e2wrn10_4", "parameters", "cifar, cifar100, lensing"]
+
+
+def test_models_with_weights(monkeypatch):
+    size = models.complexity("c8_steerable_cnn")
+    monkeypatch.setattr(models, "complexity", lambda name: size)  # the large take seconds
+    rows = rows_of(call("models", "--weights").output)
+    assert rows["c8_steerable_cnn"] == ["C8", "1 x 29 x 29", "2,067,434", "4", "mnist-rot"]
+
+
+@pytest.mark.parametrize("arguments,experiment", [([], "mnist-rot"), (["cifar"], "cifar")])
+def test_help_of_train_shows_defaults_and_models(arguments, experiment):
+    done = call("train", *arguments, "--help")
+    assert done.exit_code == 0, done.output
+    shown = " ".join(done.output.split())
+    for line in ("learning rate [default: {lr}]", "passes over the training samples [default: {epochs}]",
+                 "[default: runs/{experiment}]", "[default: {model}]"):
+        assert line.format(**plain(resolve(get(experiment), {}, {}))) in shown
+    assert f"[default: {','.join(get(experiment).comparison.networks)}]" in shown
+    rows = rows_of(done.output)
+    assert rows["volumes"][1] == "se3_cnn, cnn_3d" and set(names()) <= rows.keys()
+    assert not Path("runs").exists()
 
 
 def test_calibrate(monkeypatch, tmp_path):
@@ -140,6 +185,7 @@ def test_settings_from_a_file():
 
 @pytest.mark.parametrize("arguments, message", [
     (["lenses"], "there is no experiment 'lenses'; there are cifar, "),
+    (["lenses", "--help"], "there is no experiment 'lenses'; there are cifar, "),
     (["--config", "none.json"], "none.json: No such file"),
     (["--model-options", "{"], "--model-options is not JSON"),
     (["--model-options", '{"image_size": 28}'], "image size 28"),

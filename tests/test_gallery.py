@@ -116,6 +116,46 @@ def test_kernels(tmp_path):
         assert (tmp_path / f"kernels-{group}.png").exists()
 
 
+def test_kernels_between_two_fields_are_drawn_without_the_others(tmp_path):
+    conv = kernels.build("SO2", "trivial", "0,1,2", 9)
+    sections = kernels._sections(conv, 100)
+    assert [s.heading for s in sections] == [f"irrep 0 → irrep {l}" for l in range(3)]
+    assert [s.kernels[0].shape for s in sections] == [(1, 1, 9, 9), (2, 1, 9, 9), (2, 1, 9, 9)]
+    whole = [kernels._filter(conv, one) for one in torch.eye(len(conv.weights))]
+    drawn = [kernel for section in sections for kernel in section.kernels]
+    assert len(drawn) == len(whole)
+    for kernel, element in zip(drawn, whole):
+        assert np.abs(kernel).sum() == pytest.approx(np.abs(element).sum()) and np.abs(kernel).max((1, 2, 3)).min() > 0
+    draw_kernels(tmp_path / "kernels.png", conv)
+    with Image.open(tmp_path / "kernels.png") as picture:
+        colours = np.asarray(picture.convert("RGB")).astype(int)
+    assert ((colours.max(2) - colours.min(2)) > 15).mean() > 0.1  # of the picture is neither white nor zero
+
+
+@pytest.mark.parametrize("arguments,all_fit", [
+    (("SO2", "trivial", "0,1,2", 9), True), (("O2", "0,1,2", "0,1,2", 5), True),
+    (("C8", "regular", "regular", 3), False), (("C64", "trivial", "regular", 3), True),
+    (("octa", "regular", "regular", 3), False)])
+def test_kernels_fit_on_a_page(arguments, all_fit):
+    found = kernels._sections(kernels.build(*arguments), kernels.MOST)
+    sections, tile = kernels._on_a_page(found, kernels.TILES, kernels.LARGE)
+    placed, width, height = kernels._shelves(sections, tile)
+    assert width <= kernels.WIDTH and height <= kernels.HEIGHT and sections and (sections == found) == all_fit
+    places = [(x, y, x + s.extent(tile)[0], y + s.extent(tile)[1]) for s, x, y in placed]
+    for i, a in enumerate(places):
+        assert all(a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1] for b in places[:i])
+
+
+def test_errors_are_told_one_by_one(tmp_path, monkeypatch):
+    def error_curve(name, seed):
+        if name == "p4_cnn":
+            raise ValueError("interrupted")
+        return {45: 0.25, 90: 0.75}, True
+    monkeypatch.setattr(errors, "error_curve", error_curve)
+    done = call("errors", "--models", "hnet,p4_cnn", "--out", tmp_path)
+    assert done.exit_code == MISUSED and "hnet " in done.output and "mean 5.0e-01  largest 7.5e-01" in done.output
+
+
 def test_errors(tmp_path, monkeypatch):
     """A panel and a column for each network; the values are those of check_equivariance."""
     monkeypatch.setattr(errors, "STEP", 45)

@@ -36,6 +36,12 @@ def misfits(module, **options):
 def test_registry():
     assert "c8_steerable_cnn" in models.names()
     assert "ICLR 2022" in models.citation("c8_steerable_cnn")
+    assert (models.group("p4m_cnn"), models.twin("p4m_cnn")) == ("D4", None)
+    assert (models.group("z2_cnn_p4m"), models.twin("z2_cnn_p4m")) == ("", ("p4m_cnn", "parameters"))
+    assert models.citation("z2_cnn_p4m") == "conventional twin of p4m_cnn, of equal parameters"
+    assert all(bool(models.group(name)) != bool(models.twin(name)) for name in models.names())
+    assert all(models.input_shape(name) == models.input_shape(models.twin(name)[0])
+               for name in models.names() if models.twin(name))
     with pytest.raises(ValueError, match="no model 'resnet'; there are .*c8_steerable_cnn"):
         models.create("resnet")
     with pytest.raises(ValueError, match="no option 'depth'; it has .*widths"):
@@ -76,8 +82,8 @@ def test_complexity_at_the_published_sizes(name, parameters, gmacs):
 
 
 TWINS = {"c8_steerable_cnn": "cnn", "deeplense_c4_cnn": "deeplense_cnn", "e2sfcnn": "e2sf_cnn", "se3_cnn": "cnn_3d",
-         "exp_e2sfcnn": "exp_e2sf_cnn", "p4_cnn": "z2_cnn", "hnet": "hnet_cnn", "equivariant_transformer": "et_cnn",
-         "equivariant_mlp": "plain_mlp",
+         "exp_e2sfcnn": "exp_e2sf_cnn", "p4_cnn": "z2_cnn", "p4m_cnn": "z2_cnn_p4m", "hnet": "hnet_cnn",
+         "equivariant_transformer": "et_cnn", "equivariant_mlp": "plain_mlp",
          **{f"e2{name}": name for name in ("wrn10_4", "wrn16_8", "wrn28_7", "wrn28_10")}}
 
 
@@ -87,17 +93,18 @@ def test_twins_of_equal_parameters(name, twin):
 
 
 @pytest.mark.parametrize("name,twin", [item for item in TWINS.items() if item[0] not in (
-    "hnet", "equivariant_transformer")])
+    "hnet", "equivariant_transformer", "p4m_cnn")])
 def test_twins_of_equal_width(name, twin):
     """The dense filters of both have the same shapes, but for the last: e2wrn has an odd scalar field more, and a sum
     of invariants in the head is a maximum over the group in steerable networks."""
     assert size_of(f"{twin}_wide").macs == pytest.approx(size_of(name).macs, rel=2e-3)
 
 
-def test_twin_of_the_width_of_hnet():
-    """But for its last convolution, which has a complex output of each order for each of the twin's channels."""
-    wide, top = size_of("hnet_cnn_wide").macs, 25 * 128 * 10 * 7 * 7
-    assert size_of("hnet").macs == wide + 3 * top
+@pytest.mark.parametrize("name,top,more", [("hnet", 25 * 128 * 10 * 7 * 7, 3), ("p4m_cnn", 16 * 56 * 10, 7)])
+def test_twin_of_the_width_but_for_the_top(name, top, more):
+    """The last convolution has more outputs for each of the twin's: a complex one of each order, one for each element
+    of the group."""
+    assert size_of(name).macs == size_of(f"{TWINS[name]}_wide").macs + more * top
 
 
 def test_twin_of_the_width_of_the_transformer():

@@ -20,3 +20,8 @@ def get(name):
         raise ValueError(f"there is no experiment {name!r}; there are {', '.join(names())}")
     file, attribute = _FILES[name]
     return getattr(import_module(f".{file}", __name__), attribute)
+
+
+def taking(model):
+    """The names of the experiments that take a model, sorted."""
+    return [name for name in names() if model in get(name).models]

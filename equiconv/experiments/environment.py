@@ -65,6 +65,12 @@ def ops():
     return sorted(name for name in found if name != "limit_isa" and "_bwd" not in name)
 
 
+def backends_of_ops():
+    """{(device, backend): {op: None if that backend runs the op on that device on this machine, else the reason}}"""
+    return {(device, backend): {op: why_not(op, backend, device) for op in ops()}
+            for device in ("cpu", "cuda") for backend in ("native", "triton", "reference")}
+
+
 def why_not(op, backend, device_type):
     """None if that backend runs the op on that type of device on this machine, else the reason."""
     if device_type == "cuda" and not torch.cuda.is_available():

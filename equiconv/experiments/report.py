@@ -1,7 +1,7 @@
 """Tables and reports of a run."""
 from pathlib import Path
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from .. import acceleration_report, models
 from . import environment, figures
@@ -9,11 +9,13 @@ from .config import plain
 from .files import write_text
 
 EPOCHS_SHOWN = 12
+NAMES = ("name", "twin of")  # columns that are never broken
 
 
 def table(title, header, rows):
-    """A rich Table; every cell is shown as str."""
-    shown = Table(*header, title=title, title_justify="left")
+    """A rich Table; every cell is shown as str, and whole. header: titles of the columns, those of names in NAMES"""
+    columns = (Column(title, overflow="fold", no_wrap=title in NAMES) for title in header)
+    shown = Table(*columns, title=title, title_justify="left")
     for row in rows:
         shown.add_row(*map(str, row))
     return shown

@@ -28,8 +28,9 @@ def new_figure(width, height):
         yield figure
 
 
-def save(figure, path):
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=DPI))
+def save(figure, path, **options):
+    """options: of Figure.savefig"""
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=DPI, **options))
 
 
 class Picture:

@@ -31,20 +31,16 @@ def check_names(names):
             raise ValueError(f"{name} takes neither images nor volumes")
 
 
-def error_curves(names, seed=0, tick=lambda: None):
-    """{name: ({degrees: relative error of the outputs}, whether the network was built for a group)}
+def error_curve(name, seed=0):
+    """({degrees: relative error of the outputs}, whether the network was built for a group) of a network.
 
     The input, a smooth random field, is rotated in steps of STEP up to 180 degrees; volumes about a skew axis.
-    seed  of the random weights; tick is called after each network
+    seed  of the random weights
 
-    Raises ValueError for names that are no networks for images or volumes.
+    Raises ValueError for a name that is no network for images or volumes.
     """
-    check_names(names)
-    return {name: _curve(name, seed, tick) for name in names}
-
-
-def _curve(name, seed, tick):
     from escnn import gspaces
+    check_names([name])
     torch.manual_seed(seed)
     model, shape = models.create(name), models.input_shape(name)
     space = gspaces.rot2dOnR2(-1) if len(shape) == 3 else gspaces.rot3dOnR3()
@@ -56,7 +52,6 @@ def _curve(name, seed, tick):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EquivarianceWarning)  # conventional networks are among them
         result = check_equivariance(Outputs(model), in_type=images, input_size=shape[-1], elements=rotations)
-    tick()
     return dict(zip(degrees, result.errors.values())), hasattr(model, "in_type")
 
 
@@ -72,7 +67,10 @@ class Outputs(torch.nn.Module):
 
 
 def draw_errors(out, curves):
-    """Writes equivariance-errors.png and .csv to the folder `out`: a panel for each network. curves: of error_curves"""
+    """Writes equivariance-errors.png and .csv to the folder `out`: a panel for each network.
+
+    curves  {name: what error_curve returns}
+    """
     import matplotlib
     columns = min(COLUMNS, len(curves))
     rows = math.ceil(len(curves) / columns)

@@ -1,5 +1,6 @@
 """The steerable kernels of a convolution: each element of its basis, or the filter as its weights make it."""
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,39 @@ from .drawing import SCALARS, bare, new_figure, save
 GROUPS = ("C1 .. C64, D1 .. D64, SO2, O2 in the plane; SO3, O3, octa, ico in space")
 MOST = 48  # elements of a basis that are drawn, if they fit
 WIDTH, HEIGHT = 6.6, 8.5  # inches, of all elements
-TITLE, HEAD, BETWEEN = 0.55, 0.36, 0.12  # least width of an element, room above it, beside it
+TILES = (0.55, 0.45, 0.36, 0.28, 0.22, 0.18)  # inches for the kernel of a pair of channels: the first at which all fit
+LARGE = (2, 3)  # rows and columns of the largest elements that a page has room for: its tiles may be smaller for that
+FILTER_TILE = 1.0  # inches, at most, for the kernel of a pair of channels in a filter by itself
+TITLE, HEAD, BETWEEN = 0.55, 0.32, 0.12  # least width of an element, room above it, beside it
+HEADING, LEAST = 0.22, 1.3  # room for that of a section, its least width
 GAP = 0.12  # between the pictures of two pairs of channels, as part of a kernel
+
+
+@dataclass
+class Section:
+    """Pictures of the same size under a heading. kernels: [out, in, k, k] each; titles: of each"""
+    heading: str
+    kernels: list
+    titles: list
+
+    def cell(self, tile):
+        """(width, height) of a picture with its title, in inches."""
+        outputs, inputs = self.kernels[0].shape[:2]
+        return max(inputs * tile, TITLE) + BETWEEN, outputs * tile + HEAD
+
+    def grid(self, tile):
+        """(rows, columns), as even as can be."""
+        count = len(self.kernels)
+        rows = math.ceil(count / max(1, int(WIDTH // self.cell(tile)[0])))
+        return rows, math.ceil(count / rows)
+
+    def extent(self, tile):
+        """(width, height) in inches."""
+        (rows, columns), (wide, high) = self.grid(tile), self.cell(tile)
+        return max(columns * wide, LEAST), rows * high + HEADING
+
+    def first(self, count):
+        return Section(self.heading, self.kernels[:count], self.titles[:count])
 
 
 def draw_kernels(path, conv, most=MOST, filter_only=False):
@@ -21,42 +53,89 @@ def draw_kernels(path, conv, most=MOST, filter_only=False):
     most         elements that are drawn, if they fit on a page
     filter_only  draw the filter that the weights make instead of the elements
 
-    Each picture has a row for each output channel and a column for each input channel. Of three-dimensional kernels
-    the middle slice across the z axis is shown. Raises ValueError if there are more channels than can be drawn.
+    An element of the basis maps one field to another; those of the same two fields are drawn together, without the
+    channels of other fields. Each picture has a row for each output channel and a column for each input channel. Of
+    three-dimensional kernels the middle slice across the z axis is shown. Raises ValueError if there are more channels
+    than can be drawn.
     """
     out_channels, in_channels = conv.out_type.size, conv.in_type.size
     if out_channels * in_channels > 1024:
         raise ValueError(f"kernels from {in_channels} to {out_channels} channels are too many to draw: "
                          "take smaller field types")
     if filter_only:
-        shown, titles = [_filter(conv, conv.weights)], ["filter"]
+        sections, tile = _on_a_page([Section("filter", [_filter(conv, conv.weights)], [""])], (FILTER_TILE,), (1, 1))
     else:
-        shown = [_filter(conv, one) for one in torch.eye(len(conv.weights), dtype=conv.weights.dtype)[:most]]
-        titles = [_title(info) for info, _ in zip(conv.basisexpansion.get_basis_info(), shown)]
-    wide, high = (n * _tile(in_channels, out_channels) for n in (in_channels, out_channels))
-    wide_with_title = max(wide, TITLE)
-    columns = max(1, min(len(shown), int(WIDTH // (wide_with_title + BETWEEN))))
-    rows = max(1, min(math.ceil(len(shown) / columns), int(HEIGHT // (high + HEAD))))
-    shown = shown[:columns * rows]
-    width, height = max(columns * (wide_with_title + BETWEEN) + 0.75, 3.2), rows * (high + HEAD) + 0.5
+        sections, tile = _on_a_page(_sections(conv, most), TILES, LARGE)
+    drawn = sum(len(section.kernels) for section in sections)
+    placed, width, height = _shelves(sections, tile)
     with new_figure(width, height) as figure:
-        for i, (kernel, title) in enumerate(zip(shown, titles)):
-            x, y = BETWEEN + i % columns * (wide_with_title + BETWEEN), 0.25 + HEAD + i // columns * (high + HEAD)
-            axes = figure.add_axes([x / width, 1 - (y + high) / height, wide / width, high / height])
-            bare(axes)
-            mosaic = _mosaic(kernel / max(np.abs(kernel).max(), 1e-12))
-            image = axes.imshow(mosaic, cmap=SCALARS, vmin=-1, vmax=1, interpolation="nearest")
-            axes.set_title(title, pad=2, fontsize=6, loc="left")
-        figure.text(BETWEEN / width, 1 - 0.14 / height, _heading(conv, len(conv.weights), len(shown), filter_only),
-                    va="center", weight="bold")
-        figure.text(BETWEEN / width, 0.1 / height, "rows: output channels, columns: input channels", va="center",
-                    fontsize=6)
-        axes = figure.add_axes([1 - 0.6 / width, max(0.1, 0.25 / height), 0.08 / width, min(0.6, 1.6 / height)])
+        def place(x, y, wide, high):
+            return figure.add_axes([x / width, 1 - (y + high) / height, wide / width, high / height])
+
+        def write(x, y, text, **style):
+            figure.text(x / width, 1 - y / height, text, va="center", **style)
+        write(0, -0.2, _heading(conv, len(conv.weights), drawn, filter_only), weight="bold")
+        for section, left, top in placed:
+            (wide, high), columns = section.cell(tile), section.grid(tile)[1]
+            write(left, top + HEADING / 2, section.heading)
+            for i, (kernel, title) in enumerate(zip(section.kernels, section.titles)):
+                axes = place(left + i % columns * wide, top + HEADING + HEAD + i // columns * high,
+                             kernel.shape[1] * tile, high - HEAD)
+                bare(axes)
+                image = axes.imshow(_mosaic(kernel / max(np.abs(kernel).max(), 1e-12)), cmap=SCALARS, vmin=-1, vmax=1,
+                                    interpolation="nearest", aspect="auto")
+                axes.set_title(title, pad=2, fontsize=6, loc="left")
+        write(0, height + 0.15, "rows: output channels, columns: input channels", fontsize=6)
+        axes = place(width + 0.1, HEADING + HEAD, 0.08, min(height - HEADING - HEAD, 1.6))
         bar = figure.colorbar(image, cax=axes, ticks=[-1, 0, 1])
         bar.outline.set_linewidth(0.5)
         bar.set_label("of its largest value", fontsize=6, labelpad=2)
-        save(figure, Path(path))
+        save(figure, Path(path), bbox_inches="tight")  # the texts and the bar lie outside of the figure
     return len(conv.weights)
+
+
+def _sections(conv, most):
+    """A Section for each pair of fields, with the blocks of its elements."""
+    found = {}
+    infos = conv.basisexpansion.get_basis_info()
+    for one, info in zip(torch.eye(len(conv.weights), dtype=conv.weights.dtype)[:most], infos):
+        pair = (conv.in_type, info["in_field_position"]), (conv.out_type, info["out_field_position"])
+        inside, outside = (slice(type.fields_start[i], type.fields_end[i]) for type, i in pair)
+        heading = " → ".join(_name(type.representations[i]) for type, i in pair)
+        section = found.setdefault(tuple(i for _, i in pair), Section(heading, [], []))
+        section.kernels.append(_filter(conv, one)[outside, inside])
+        section.titles.append(_title(info))
+    return list(found.values())
+
+
+def _on_a_page(sections, tiles, least):
+    """(sections, size of a tile): the first size at which they fit; or at the last one, as much of them as fits.
+
+    least  rows and columns that a page has room for
+    """
+    highest, widest = (max(section.kernels[0].shape[axis] for section in sections) for axis in (0, 1))
+    limit = min(((HEIGHT - HEADING) / least[0] - HEAD) / highest, (WIDTH / least[1] - BETWEEN) / widest)
+    tiles = [tile for tile in tiles if tile <= limit] or [limit]
+    for tile in tiles:
+        if _shelves(sections, tile)[2] <= HEIGHT:
+            return sections, tile
+    while _shelves(sections, tile)[2] > HEIGHT:  # the last row goes, and with it perhaps its section
+        rows, columns = sections[-1].grid(tile)
+        sections = sections[:-1] + [sections[-1].first((rows - 1) * columns)] * (rows > 1)
+    return sections, tile
+
+
+def _shelves(sections, tile):
+    """([(section, left, top)], width, height) in inches: from left to right, then downwards."""
+    placed, left, top, high, width = [], 0, 0, 0, 0
+    for section in sections:
+        extent = section.extent(tile)
+        if left > 0 and left + extent[0] > WIDTH:
+            left, top, high = 0, top + high, 0
+        placed.append((section, left, top))
+        left, high = left + extent[0], max(high, extent[1])
+        width = max(width, left)
+    return placed, width, top + high
 
 
 def build(group, in_names, out_names, kernel_size):
@@ -117,11 +196,6 @@ def _filter(conv, weights):
     return filter if conv.d == 2 else filter[:, :, conv.kernel_size // 2]
 
 
-def _tile(in_channels, out_channels):
-    """Inches for the kernel of one pair of channels."""
-    return min(0.45, 1.95 / in_channels, 3.4 / out_channels)
-
-
 def _mosaic(kernel):
     """[out, in, k, k] -> one picture with white gaps."""
     outputs, inputs, k, _ = kernel.shape
@@ -143,9 +217,13 @@ def _title(info):
     return "\n".join(f"{key} {value:g}" for key, value in found.items())
 
 
+def _name(representation):
+    return representation.name.replace("_", " ")
+
+
 def _heading(conv, total, drawn, filter_only):
     def fields(type):
-        return " + ".join(r.name.replace("_", " ") for r in type.representations)
+        return " + ".join(map(_name, type.representations))
     what = "one filter" if filter_only else f"{drawn} of {total} basis kernels" if drawn < total else \
         f"all {total} basis kernels"
     across = "" if conv.d == 2 else ", middle slice"

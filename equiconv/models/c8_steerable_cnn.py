@@ -10,7 +10,7 @@ POOLED = (1, 3)  # the layers followed by pooling with stride 2
 
 @register(citation="Cesa, Lang, Weiler: A Program to Build E(N)-Equivariant Steerable CNNs, ICLR 2022; "
                    "escnn, examples/model.ipynb: 97.96 % on MNIST-rot",
-          input_shape=(1, 29, 29))
+          input_shape=(1, 29, 29), group="C8")
 def c8_steerable_cnn(nn, *, order=8, widths=(24, 48, 48, 96, 96, 64), kernels=(7, 5, 5, 5, 5, 5),
                      paddings=(1, 2, 2, 2, 2, 1), hidden=64, image_size=29, in_channels=1, classes=10):
     """SteerableCNN, a classifier invariant to rotations by 360/order degrees. The defaults are the published sizes.

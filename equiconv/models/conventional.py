@@ -144,27 +144,27 @@ def plain_conv(in_channels, out_channels, kernel, stride=1, padding=None):
     return conv
 
 
-register(citation="conventional twin of c8_steerable_cnn, of equal parameters", input_shape=(1, 29, 29))(cnn)
-register(name="cnn_wide", citation="conventional twin of c8_steerable_cnn, of equal width",
-         input_shape=(1, 29, 29))(partial(cnn, widths=(192, 384, 384, 768, 768, 512)))
+register(twin=("c8_steerable_cnn", "parameters"), input_shape=(1, 29, 29))(cnn)
+register(name="cnn_wide", twin=("c8_steerable_cnn", "width"), input_shape=(1, 29, 29))(
+    partial(cnn, widths=(192, 384, 384, 768, 768, 512)))
 _DEEPLENSE = {"flatten": True, "image_size": 128, "classes": 3}
-register(name="deeplense_cnn", citation="conventional twin of deeplense_c4_cnn, of equal parameters",
-         input_shape=(1, 128, 128))(partial(cnn, widths=(32, 64, 64, 128, 128, 64), **_DEEPLENSE))
-register(name="deeplense_cnn_wide", citation="conventional twin of deeplense_c4_cnn, of equal width",
-         input_shape=(1, 128, 128))(partial(cnn, widths=(96, 192, 192, 384, 384, 256), **_DEEPLENSE))
+register(name="deeplense_cnn", twin=("deeplense_c4_cnn", "parameters"), input_shape=(1, 128, 128))(
+    partial(cnn, widths=(32, 64, 64, 128, 128, 64), **_DEEPLENSE))
+register(name="deeplense_cnn_wide", twin=("deeplense_c4_cnn", "width"), input_shape=(1, 128, 128))(
+    partial(cnn, widths=(96, 192, 192, 384, 384, 256), **_DEEPLENSE))
 for _name, _settings, _shape in (
     ("wrn10_4", {"depth": 10, "widths": (64, 128, 256)}, (3, 33, 33)),
     ("wrn16_8", {"depth": 16, "widths": (128, 256, 512), "stride": 2}, (3, 96, 96)),
     ("wrn28_7", {"widths": (112, 224, 448)}, (3, 32, 32)),
     ("wrn28_10", {}, (3, 32, 32)),
 ):
-    register(name=_name, citation="Zagoruyko, Komodakis: Wide Residual Networks, BMVC 2016: conventional twin of "
-             f"e2{_name}, of equal parameters", input_shape=_shape)(partial(wrn, **_settings))
+    register(name=_name, citation="Zagoruyko, Komodakis: Wide Residual Networks, BMVC 2016",
+             twin=(f"e2{_name}", "parameters"), input_shape=_shape)(partial(wrn, **_settings))
 for _name, _settings, _shape in (
     ("wrn10_4", {"depth": 10, "widths": (176, 360, 720), "stem": 40}, (3, 33, 33)),
     ("wrn16_8", {"depth": 16, "widths": (512, 720, 724), "kernels": (5, 3, 3), "stem": 64, "stride": 2}, (3, 96, 96)),
     ("wrn28_7", {"widths": (448, 632, 632), "kernels": (5, 3, 3), "stem": 64}, (3, 32, 32)),
     ("wrn28_10", {"widths": (640, 904, 904), "kernels": (5, 3, 3), "stem": 64}, (3, 32, 32)),
 ):
-    register(name=f"{_name}_wide", citation=f"conventional twin of e2{_name}, of equal width", input_shape=_shape)(
+    register(name=f"{_name}_wide", twin=(f"e2{_name}", "width"), input_shape=_shape)(
         partial(wrn, stem_kernel=5, **_settings))

@@ -5,7 +5,7 @@ from .registry import register
 
 @register(citation="ML4SCI DeepLense, Equivariant_Neural_Networks_for_DeepLense_GEO (GSoC 2023), C8SteerableCNN.py: "
                    "AUC 0.9921, 0.9997 and 0.9997 on its data sets I, II and III",
-          input_shape=(1, 128, 128))
+          input_shape=(1, 128, 128), group="C4")
 def deeplense_c4_cnn(nn, *, order=4, widths=(24, 48, 48, 96, 96, 64), kernels=(7, 5, 5, 5, 5, 5),
                      paddings=(1, 2, 2, 2, 2, 1), hidden=64, flatten=True, image_size=128, in_channels=1, classes=3):
     """SteerableCNN, as c8_steerable_cnn, for C4 and on larger images. The defaults are the published sizes.

@@ -8,7 +8,7 @@ POOLED = (1, 3)  # the layers followed by max pooling
 
 @register(citation="Weiler, Cesa: General E(2)-Equivariant Steerable CNNs, NeurIPS 2019; "
                    "e2cnn_experiments, models/e2sfcnn.py",
-          input_shape=(1, 28, 28))
+          input_shape=(1, 28, 28), group="C16")
 def e2sfcnn(nn, *, order=16, widths=(24, 32, 36, 36, 64, 96), kernels=(9, 7, 7, 7, 7, 5), paddings=(0, 3, 3, 3, 3, 0),
             hidden=96, dropout=0.3, image_size=28, in_channels=1, classes=10):
     """E2SFCNN, a classifier invariant to rotations by 360/order degrees. The defaults are the published sizes.

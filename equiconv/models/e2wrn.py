@@ -164,11 +164,11 @@ def check_depth(depth, kernels):
 
 
 PAPER = "Weiler, Cesa: General E(2)-Equivariant Steerable CNNs, NeurIPS 2019; escnn, examples/e2wrn.py"
-for _name, _settings, _shape, _results in (
-    ("e2wrn10_4", {"depth": 10, "widening": 4, "group": "D4", "restricted": ("D4", "D4")}, (3, 33, 33), ""),
-    ("e2wrn16_8", {"depth": 16, "widening": 8, "stride": 2}, (3, 96, 96), ": 9.80 % error on STL-10"),
-    ("e2wrn28_7", {"depth": 28, "widening": 7}, (3, 32, 32), ""),
-    ("e2wrn28_10", {"depth": 28, "widening": 10}, (3, 32, 32),
+for _name, _settings, _group, _shape, _results in (
+    ("e2wrn10_4", {"depth": 10, "widening": 4, "group": "D4", "restricted": ("D4", "D4")}, "D4", (3, 33, 33), ""),
+    ("e2wrn16_8", {"depth": 16, "widening": 8, "stride": 2}, "D8, D4, D1", (3, 96, 96), ": 9.80 % error on STL-10"),
+    ("e2wrn28_7", {"depth": 28, "widening": 7}, "D8, D4, D1", (3, 32, 32), ""),
+    ("e2wrn28_10", {"depth": 28, "widening": 10}, "D8, D4, D1", (3, 32, 32),
      ": 2.05 % error on CIFAR-10, 14.30 % on CIFAR-100"),
 ):
-    register(name=_name, citation=PAPER + _results, input_shape=_shape)(partial(e2wrn, **_settings))
+    register(name=_name, citation=PAPER + _results, input_shape=_shape, group=_group)(partial(e2wrn, **_settings))

@@ -7,7 +7,7 @@ from .registry import register
 
 @register(citation="Cesa, Lang, Weiler: A Program to Build E(N)-Equivariant Steerable CNNs, ICLR 2022; "
                    "escnn, examples/mlp.ipynb, with grids of snub cubes",
-          input_shape=(3,))
+          input_shape=(3,), group="SO(3)")
 def equivariant_mlp(nn, *, widths=(3, 8, 8, 5), frequencies=(1, 3, 3, 2), out_frequency=2, grid="thomson_cube",
                     points=(1, 1, 1, 1)):
     """EquivariantMLP, from a vector to a field of one frequency. Widths and frequencies default to those of the source.

@@ -347,13 +347,13 @@ def _matrix(rows, like=None):
 
 
 PAPER = "Tai, Bailis, Valiant: Equivariant Transformer Networks, ICML 2019"
-register(citation=f"{PAPER}; projective MNIST", input_shape=(1, 64, 64))(equivariant_transformer)
+register(citation=f"{PAPER}; projective MNIST", input_shape=(1, 64, 64), group="projective")(equivariant_transformer)
 register(name="equivariant_transformer_rotation", input_shape=(1, 64, 64),
-         citation=f"{PAPER}: rotation and scale undone by one layer")(
+         group="SO(2) x R+", citation=f"{PAPER}: rotation and scale undone by one layer")(
     partial(equivariant_transformer, transformations=("RotationScale",), coordinates="cartesian"))
-register(name="et_cnn", input_shape=(1, 64, 64), citation="conventional twin of equivariant_transformer, of equal "
-         "parameters: its CNN alone")(
+register(name="et_cnn", input_shape=(1, 64, 64), twin=("equivariant_transformer", "parameters"),
+         citation="its CNN alone")(
     partial(equivariant_transformer, transformations=(), coordinates="cartesian", features=43))
-register(name="et_cnn_wide", input_shape=(1, 64, 64), citation="conventional twin of equivariant_transformer, of equal "
-         "width: its CNN alone")(
+register(name="et_cnn_wide", input_shape=(1, 64, 64), twin=("equivariant_transformer", "width"),
+         citation="its CNN alone")(
     partial(equivariant_transformer, transformations=(), coordinates="cartesian"))

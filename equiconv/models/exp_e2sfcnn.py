@@ -262,7 +262,7 @@ CONTINUOUS_ONLY = (*COMPLEX_LINEAR, "fourier")
 
 @register(citation="Weiler, Cesa: General E(2)-Equivariant Steerable CNNs, NeurIPS 2019; "
                    "e2cnn_experiments, models/exp_e2sfcnn.py",
-          input_shape=(1, 28, 28))
+          input_shape=(1, 28, 28), group="C16")
 def exp_e2sfcnn(nn, *, fields="regular", group="C16", frequency=3, restricted=None, fixed_parameters=True,
                 widths=(16, 24, 32, 32, 48, 64), kernels=(7, 5, 5, 5, 5, 5), paddings=(1, 2, 2, 2, 2, 0), hidden=64,
                 image_size=28, in_channels=1, classes=10):

@@ -6,7 +6,7 @@ from .registry import register
 
 
 @register(citation="Worrall, Garbin, Turmukhambetov, Brostow: Harmonic Networks, CVPR 2017: 1.69 % error on MNIST-rot",
-          input_shape=(1, 28, 28))
+          input_shape=(1, 28, 28), group="SO(2)")
 def hnet(nn, *, features=8, gain=2, kernel=5, rings=4, orders=(0, 1), image_size=28, in_channels=1, classes=10):
     """HNet, a classifier invariant to rotations. The defaults are the published sizes.
 

@@ -95,6 +95,6 @@ def check_image_size(image_size):
 
 
 PAPER = "Cohen, Welling: Group Equivariant Convolutional Networks, ICML 2016"
-register(citation=f"{PAPER}; gconv_experiments, MNIST_ROT/models/P4CNN.py", input_shape=(1, 28, 28))(p4_cnn)
+register(citation=f"{PAPER}; gconv_experiments, MNIST_ROT/models/P4CNN.py", input_shape=(1, 28, 28), group="C4")(p4_cnn)
 register(name="p4m_cnn", citation=f"{PAPER}: its p4 CNN, under p4m at about equal parameters",
-         input_shape=(1, 28, 28))(partial(p4_cnn, reflections=True, width=7))
+         input_shape=(1, 28, 28), group="D4")(partial(p4_cnn, reflections=True, width=7))

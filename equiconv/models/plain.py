@@ -60,7 +60,7 @@ def exp_e2sf_cnn(nn, *, widths=(32, 64, 64, 128, 128, 128), kernels=(7, 5, 5, 5,
 
 
 def z2_cnn(nn, *, width=24, image_size=28, in_channels=1, classes=10):
-    """PlainCNN, the twin of p4_cnn, whose arguments are meant; nn is not needed, and width is in channels."""
+    """PlainCNN, the twin of p4_cnn and p4m_cnn, whose arguments are meant; nn is not needed, width is in channels."""
     check_image_size(image_size)
     return PlainCNN(in_channels, 6 * (width,), 6 * (3,), 6 * (0,), {1: torch.nn.MaxPool2d(2)}, torch.nn.ReLU,
                     torch.amax, top=(4, 0, classes))
@@ -132,15 +132,15 @@ def _conv_3d(in_channels, out_channels, kernel, stride=1, padding=None):
     return conv
 
 
-for _build, _shape, _of, _wide in (
-    (e2sf_cnn, (1, 28, 28), "e2sfcnn", {"widths": (384, 512, 576, 576, 1024, 1536)}),
-    (exp_e2sf_cnn, (1, 28, 28), "exp_e2sfcnn", {"widths": (256, 384, 512, 512, 768, 1024)}),
-    (z2_cnn, (1, 28, 28), "p4_cnn", {"width": 40}),
-    (hnet_cnn, (1, 28, 28), "hnet", {"features": 32}),
-    (cnn_3d, (1, 33, 33, 33), "se3_cnn", {"stem": 39, "widths": (80, 240, 480, 320), "inner": (70, 175, 175, 350),
-                                          "pooled": 1152}),
-    (plain_mlp, (3,), "equivariant_mlp", {"widths": (12, 128, 128, 45)}),
+for _name, _build, _shape, _of, _wide in (
+    ("e2sf_cnn", e2sf_cnn, (1, 28, 28), "e2sfcnn", {"widths": (384, 512, 576, 576, 1024, 1536)}),
+    ("exp_e2sf_cnn", exp_e2sf_cnn, (1, 28, 28), "exp_e2sfcnn", {"widths": (256, 384, 512, 512, 768, 1024)}),
+    ("z2_cnn", z2_cnn, (1, 28, 28), "p4_cnn", {"width": 40}),
+    ("z2_cnn_p4m", partial(z2_cnn, width=25), (1, 28, 28), "p4m_cnn", {"width": 56}),
+    ("hnet_cnn", hnet_cnn, (1, 28, 28), "hnet", {"features": 32}),
+    ("cnn_3d", cnn_3d, (1, 33, 33, 33), "se3_cnn", {"stem": 39, "widths": (80, 240, 480, 320),
+                                                    "inner": (70, 175, 175, 350), "pooled": 1152}),
+    ("plain_mlp", plain_mlp, (3,), "equivariant_mlp", {"widths": (12, 128, 128, 45)}),
 ):
-    register(citation=f"conventional twin of {_of}, of equal parameters", input_shape=_shape)(_build)
-    register(name=f"{_build.__name__}_wide", citation=f"conventional twin of {_of}, of equal width",
-             input_shape=_shape)(partial(_build, **_wide))
+    register(name=_name, twin=(_of, "parameters"), input_shape=_shape)(_build)
+    register(name=f"{_name}_wide", twin=(_of, "width"), input_shape=_shape)(partial(_build, **_wide))

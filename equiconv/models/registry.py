@@ -15,17 +15,26 @@ class _Model:
     build: Callable
     citation: str
     input_shape: tuple
+    group: str
+    twin: tuple | None
 
 
-def register(*, citation, input_shape, name=None):
+def register(*, input_shape, citation="", group="", twin=None, name=None):
     """Decorator: registers the function build(nn, **options) -> torch.nn.Module.
 
-    citation     where the network was published, as one line
     input_shape  of one input at the published sizes, without the batch: (C, H, W) for images
+    citation     where the network was published, as one line
+    group        to which it is equivariant at the published sizes, like C8; none of a conventional network
+    twin         of a conventional network: (name of the one that it is compared with, "parameters" or "width": what
+                 both have as many of)
     name         by default the function's own
     """
+    if twin is not None:
+        what = f"conventional twin of {twin[0]}, of equal {twin[1]}"
+        citation = f"{what}: {citation}" if citation else what
+
     def decorate(build):
-        _MODELS[name or build.__name__] = _Model(build, citation, input_shape)
+        _MODELS[name or build.__name__] = _Model(build, citation, input_shape, group, twin)
         return build
     return decorate
 
@@ -43,6 +52,22 @@ def citation(name):
 def input_shape(name):
     """Shape of one input at the published sizes, without the batch. Raises ValueError for an unknown name."""
     return _find(name).input_shape
+
+
+def group(name):
+    """To which the network is equivariant at the published sizes, like "C8"; "" of a conventional one.
+
+    Raises ValueError for an unknown name.
+    """
+    return _find(name).group
+
+
+def twin(name):
+    """(name of the network that a conventional one is compared with, "parameters" or "width": what is equal), or None.
+
+    Raises ValueError for an unknown name.
+    """
+    return _find(name).twin
 
 
 def complexity(name):

@@ -9,7 +9,7 @@ STRIDE = 2  # of each residual block
 
 @register(citation="Cesa, Lang, Weiler: A Program to Build E(N)-Equivariant Steerable CNNs, ICLR 2022; "
                    "escnn, examples/se3_3Dcnn.py: 89.5 % on rotated ModelNet10",
-          input_shape=(1, 33, 33, 33))
+          input_shape=(1, 33, 33, 33), group="SO(3)")
 def se3_cnn(nn, *, stem=3, widths=(2, 6, 12, 8), samples=(200, 480, 480, 960), frequency=2, cube_orbits=4, pooled=128,
             hidden=256, dropout=0.1, image_size=33, in_channels=1, classes=10):
     """SE3CNN, a classifier invariant to rotations. The defaults are the published sizes.

@@ -6,7 +6,7 @@ from .registry import register
 
 
 @register(citation="after Weiler, Geiger, Welling, Boomsma, Cohen: 3D Steerable CNNs, NeurIPS 2018, with the Fourier "
-                   "nonlinearities of Cesa, Lang, Weiler, ICLR 2022", input_shape=(1, 33, 33, 33))
+                   "nonlinearities of Cesa, Lang, Weiler, ICLR 2022", input_shape=(1, 33, 33, 33), group="SO(3)")
 def se3_segmenter(nn, *, widths=(6, 8, 8), kernels=(5, 3, 3), frequency=2, in_channels=1, classes=3):
     """SE3Segmenter, equivariant to rotations: a rotated volume has the rotated classes.
 
@@ -51,7 +51,7 @@ class SE3Segmenter(torch.nn.Module):
         return self.layers(self.in_type(volumes)).tensor
 
 
-@register(citation="conventional twin of se3_segmenter, of equal parameters", input_shape=(1, 33, 33, 33))
+@register(twin=("se3_segmenter", "parameters"), input_shape=(1, 33, 33, 33))
 def cnn_segmenter(nn, *, widths=(4, 6, 6), kernels=(5, 3, 3), in_channels=1, classes=3):
     """The twin of se3_segmenter, whose arguments are meant; nn is not needed, and widths are channels."""
     _check(widths, kernels)
