@@ -132,7 +132,7 @@ def precompile(
         known = {str(one).removeprefix("torch."): one for one in DTYPES}
         dtypes = [known.get(name, name) for name in dtype.split(",")]
         with progress_bar(console) as progress:
-            task = progress.add_task("kernels")
+            task = progress.add_task("kernels", total=None)
             report = compile_all(chosen, arch.split(","), dtypes, in_package=package,
                                  tick=lambda done, total: progress.update(task, completed=done, total=total))
         rows = [(one, report.compiled.get(one, 0), report.kept.get(one, 0)) for one in arch.split(",")]

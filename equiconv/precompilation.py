@@ -54,7 +54,8 @@ def precompile(model, archs=ARCHS, dtypes=DTYPES, *, in_package=False, tick=lamb
             names = ", ".join(str(one).removeprefix("torch.") for one in known)
             raise ValueError(f"precompile: {what} must be of {names}, got {', '.join(unknown)}")
     if not in_package and not cache.CACHE_FOLDER:
-        raise ValueError("precompile: kernels are kept in EQUICONV_CACHE, which is not set, or with in_package")
+        raise ValueError("precompile: kernels are kept in EQUICONV_CACHE, which is not set, or with in_package "
+                         "(--package)")
     if problem := next(filter(None, map(compiler.compiler_problem, archs)), None):
         raise ValueError(f"precompile: {problem}")
     report, wanted = Precompiled(), {}

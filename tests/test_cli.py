@@ -155,6 +155,7 @@ def test_train_writes_to_runs():
     done = train("--seed", 5)
     assert done.exit_code == 0, done.output
     assert "report: runs/mnist-rot/report.md" in done.output
+    assert done.output.splitlines()[0].startswith("mnist-rot: epoch 1  loss ")  # a log tells of tests as they are done
     assert "| seed | `5` |" in Path("runs/mnist-rot/report.md").read_text()
 
 

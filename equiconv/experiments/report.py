@@ -15,7 +15,7 @@ NAMES = ("name", "twin of")  # columns that are never broken
 def table(title, header, rows):
     """A rich Table; every cell is shown as str, and whole. header: titles of the columns, those of names in NAMES"""
     columns = (Column(title, overflow="fold", no_wrap=title in NAMES) for title in header)
-    shown = Table(*columns, title=title, title_justify="left")
+    shown = Table(*columns, title=title, title_justify="left", show_header=any(header))
     for row in rows:
         shown.add_row(*map(str, row))
     return shown

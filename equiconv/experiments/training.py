@@ -106,12 +106,17 @@ class Run:
                 "config": plain(self.config), "learner": self.learner.state(), "history": vars(self.history)})
 
     def epochs(self, stop, progress, task):
-        """Trains until the last epoch or a stop, shown as a task of a Progress; returns whether it came to the end."""
+        """Trains until the last epoch or a stop, shown as a task of a Progress; returns whether it came to the end.
+
+        Where no bar can move, as in a log, each test is a line.
+        """
         total = self.config.epochs * self.steps_per_epoch
         progress.reset(task, total=total, completed=self.learner.step, news="")
 
-        def show(news):
+        def show(news, tested=False):
             progress.update(task, completed=self.learner.step, news=news)
+            if tested and not progress.console.is_terminal:
+                progress.print(f"{progress.tasks[task].description}: {news}")
         saved_at = time.perf_counter()
         while self.learner.step < total:
             goes_on = self.one_epoch(stop, show)
@@ -144,7 +149,7 @@ class Run:
         tested = (epoch + 1) % self.config.test_every == 0 or epoch + 1 == self.config.epochs
         if finished and tested and self.processes.is_main:
             self.log_epoch(epoch, time.perf_counter() - start)
-            show(f"epoch {epoch + 1}  loss {self.history.steps[-1]['loss']:.3f}{self.last_score()}")
+            show(f"epoch {epoch + 1}  loss {self.history.steps[-1]['loss']:.3f}{self.last_score()}", tested=True)
         return not stopped
 
     def log_steps(self, losses, milliseconds):
