@@ -141,7 +141,8 @@ def _status(module):
     if isinstance(module, tuple(ACCELERATED)):
         return "left", "a subclass of its own, which may compute something else"
     if isinstance(module, EquivariantModule) and not _is_container(module):
-        return "left", PLAIN.get(cls, "no accelerated version yet")
+        own = cls.__module__.startswith(f"{__package__}.")
+        return "left", "plain torch" if own else PLAIN.get(cls, "no accelerated version yet")
     return None
 
 

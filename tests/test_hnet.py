@@ -118,7 +118,12 @@ def test_plan_of_the_mode(train, work):
     with torch.no_grad():
         conv(REAL(torch.randn(2, 1, 9, 9)))
     assert f"estimated for {work}" in conv.planned.plan_report().reason
-    assert [row.status for row in equiconv.acceleration_report(conv)] == ["accelerated"]
+
+
+def test_acceleration_report():
+    model = torch.nn.Sequential(HarmonicConv(REAL, fields(0, 1), KERNEL), ModulusReLU(fields(0, 1)))
+    assert [(row.status, row.reason, row.method) for row in equiconv.acceleration_report(model)] == [
+        ("accelerated", "", "auto"), ("left", "plain torch", "")]
 
 
 def test_filters_are_those_of_the_paper():

@@ -38,7 +38,7 @@ def accelerated(model):
     rows = acceleration_report(model)
     left = sorted({row.cls for row in rows if row.status == "left"})
     done = sum(row.status == "accelerated" for row in rows)
-    rest = f"; as in escnn: {', '.join(left)}" if left else ""
+    rest = f"; left as they are: {', '.join(left)}" if left else ""
     return f"{done} of {len(rows)} equivariant modules are accelerated{rest}"
 
 
