@@ -113,7 +113,7 @@ struct Params {
   const int32_t* index;
   const void* values;
   const void* weights;         // the layer's
-  void* packed;                // W of all groups of the convolution: [conv_groups, packed_size]
+  void* packed;                // W of all groups of the convolution: [conv_groups, packed_size]; only `pack` writes it
   const void* source;          // [batch, source_channels, *source_size], contiguous
   void* target;                // the same of the target; or null
   const void* bias;            // [target_channels]; or null

@@ -214,6 +214,18 @@ def test_evaluation_expands_once():
     assert not [e for e in profile.events() if e.name == "equiconv::expand_filter"]
 
 
+def test_evaluation_packs_once():
+    case = CASES["c4_mixed"]
+    module, x = by_method(case.build(equiconv.nn).eval(), "factorised"), case.input()
+    with torch.no_grad():
+        first = module(x).tensor
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            assert torch.equal(module(x).tensor, first)
+        names = [e.name for e in profile.events()]
+    assert "equiconv::steerable_conv_packed" in names and "equiconv::steerable_conv_pack" not in names
+    assert torch.equal(module(x).tensor, first)  # with gradients: packed anew
+
+
 @each_method
 def test_bias_and_channels_last_of_the_cache(method):
     case = CASES["c4_mixed"]

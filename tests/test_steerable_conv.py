@@ -12,7 +12,7 @@ from torch.library import opcheck
 
 import equiconv.nn
 from equiconv.layout import basis_block, complex_products, conv_tables
-from equiconv.ops import steerable_conv
+from equiconv.ops import pack_weights, steerable_conv
 from equiconv.reference.steerable_conv import ACTIVATIONS
 from tests.cases import CASES, REAL, SMALL, alternating, irreps, regular, space, together, trivial
 from tests.steerable_calls import Call, errors, plan_between, results
@@ -219,6 +219,10 @@ def test_opcheck(name, dtype):
         opcheck(forward, (*inputs[:2], None, *same), **tolerance)
         for wants in ((True, True), (True, False), (False, True)):
             opcheck(backward, (inputs[3], inputs[1], inputs[0], *adjoint, *wants), **tolerance)
+    index, values, *shape = same[:2] + same[4:]
+    pack, of_packed = torch.ops.equiconv.steerable_conv_pack.default, torch.ops.equiconv.steerable_conv_packed.default
+    opcheck(pack, (weights, index, values, shape[4]))
+    opcheck(of_packed, (x, pack(weights, index, values, shape[4]), bias, 1, 1.0, index, values, *shape))
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -569,6 +573,50 @@ def test_bad_arguments_of_the_op():
     for companion in (x[:, 1:].contiguous(), x.float(), x.transpose(2, 3)):
         with pytest.raises(RuntimeError, match="companion must"):
             backward(grad, weights, companion, *adjoint, True, True)
+
+
+# ---- packed weights ----
+
+def packed(call, weights):
+    names = ("stride", "dilation", "groups", "transposed")
+    options = {name: call.options[name] for name in names if name in call.options}
+    return pack_weights(weights, call.plan, call.kernel, **options)
+
+
+@each_case
+def test_packed_weights_give_the_same(case):
+    call = Call.of(case)
+    for dtype in (torch.float64, torch.float32):
+        x, weights, bias = call.tensors(dtype)
+        options = dict(bias=bias, activation="elu", alpha=0.3, **call.options)
+        want = steerable_conv(x, weights, call.plan, call.kernel, **options)
+        options["packed"] = packed(call, weights)
+        assert torch.equal(steerable_conv(x, weights, call.plan, call.kernel, **options), want)
+        assert torch.equal(steerable_conv(x, 2 * weights, call.plan, call.kernel, **options), want), "not what is read"
+
+
+@pytest.mark.parametrize("needs", ["x", "weights"])
+def test_gradients_do_not_pass_by_packed_weights(needs):
+    call = plane(3)
+    tensors = dict(zip(("x", "weights"), call.tensors()[:2]))
+    tensors[needs].requires_grad_()
+    x, weights = tensors.values()
+    got, want = (steerable_conv(x, weights, call.plan, call.kernel, packed=p, **call.options)
+                 for p in (packed(call, weights.detach()), None))
+    got, want = (torch.autograd.grad(y.sum(), tensors[needs])[0] for y in (got, want))
+    assert torch.equal(got, want)
+
+
+def test_bad_packed_weights():
+    call = plane(3)
+    x, weights, _ = call.tensors()
+    for bad in (weights[1:], weights.half(), weights.to("meta")):
+        with pytest.raises(ValueError, match="pack_weights: weights must have shape"):
+            packed(call, bad)
+    for bad, match in ((packed(call, weights)[1:], "packed weights are needed"),
+                       (packed(call, weights.float()), "one dtype")):
+        with pytest.raises(RuntimeError, match=match):
+            steerable_conv(x, weights, call.plan, call.kernel, packed=bad, **call.options)
 
 
 # ---- tables ----

@@ -1,4 +1,4 @@
-// How a call of steerable_conv is cut into tiles, and where everything lies in a worker's scratch.
+// The matrices of a call of steerable_conv, how it is cut into tiles, and where everything lies in a worker's scratch.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -19,23 +19,16 @@ inline int64_t whole(int64_t numbers) { return (numbers + kWholeVectors - 1) / k
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
 
-// The arrays behind the pointers of Params; it must outlive them.
-class Layout {
+// The matrices W: what Params needs to pack and unpack weights. Holds the arrays behind its pointers; must outlive them.
+class Matrices {
  public:
-  // p: everything but what this fills in: tile, groups, chunks, phases and their tables, places in the scratch, sizes
-  Layout(Params& p, const int64_t (&kernel)[kAxes], const int64_t (&dilation)[kAxes], int64_t threads)
-      : p_(p), h_(*record<Header>(0)), kernel_(kernel), dilation_(dilation) {
+  // p: index, conv_groups
+  explicit Matrices(Params& p) : p_(p), h_(*record<Header>(0)) {
     find_groups();
-    find_phases();
-    choose_tile(threads);
-    resolve();
-    place_scratch();
     p.num_groups = h_.groups, p.num_sources = h_.sources, p.num_targets = h_.targets;
-    p.groups = groups_.data(), p.k_start = k_start_.data(), p.m_start = m_start_.data(), p.chunk = chunk_.data();
-    p.phases = phases_.data(), p.classes = classes_.data(), p.positions = positions_.data();
-    p.slots = p.companion ? std::min(kSlotsPerThread * threads, p.tasks) : p.tasks;  // each sums its own gradient
+    p.groups = groups_.data(), p.k_start = k_start_.data(), p.m_start = m_start_.data();
   }
-  Layout(const Layout&) = delete;
+  Matrices(const Matrices&) = delete;
 
   // Tasks of packing: the fields of the source in all blocks and groups of the convolution.
   int64_t block_fields() const {
@@ -44,9 +37,15 @@ class Layout {
     return fields * p_.conv_groups;
   }
 
- private:
+ protected:
   template <class R> const R* record(int64_t start) const { return reinterpret_cast<const R*>(p_.index + start); }
 
+  Params& p_;
+  const Header& h_;
+  std::vector<ResolvedGroup> groups_;
+  std::vector<int64_t> k_start_, m_start_;
+
+ private:
   void find_groups() {
     const Source* sources = record<Source>(h_.sources_start);
     const Target* targets = record<Target>(h_.targets_start);
@@ -68,6 +67,27 @@ class Layout {
     for (int64_t t = 0, size = h_.groups; t < h_.targets; ++t)
       for (int64_t g = 0; g < size; ++g)
         m_start_.push_back(t == 0 ? 0 : m_start_[(t - 1) * size + g] + targets[t - 1].fields * p_.index[targets[t - 1].height_start + g]);
+  }
+};
+
+// All of a call.
+class Layout : public Matrices {
+ public:
+  // p: everything but what this fills in: tile, groups, chunks, phases and their tables, places in the scratch, sizes
+  Layout(Params& p, const int64_t (&kernel)[kAxes], const int64_t (&dilation)[kAxes], int64_t threads)
+      : Matrices(p), kernel_(kernel), dilation_(dilation) {
+    find_chunks();
+    find_phases();
+    choose_tile(threads);
+    resolve();
+    place_scratch();
+    p.chunk = chunk_.data(), p.phases = phases_.data(), p.classes = classes_.data(), p.positions = positions_.data();
+    p.slots = p.companion ? std::min(kSlotsPerThread * threads, p.tasks) : p.tasks;  // each sums its own gradient
+  }
+
+ private:
+  void find_chunks() {
+    const Source* sources = record<Source>(h_.sources_start);
     for (int64_t s = 0; s < h_.sources; ++s) {
       p_.source_fields += sources[s].fields;
       int64_t depth = 1;
@@ -307,12 +327,9 @@ class Layout {
     return resolved;
   }
 
-  Params& p_;
-  const Header& h_;
   const int64_t (&kernel_)[kAxes];
   const int64_t (&dilation_)[kAxes];
-  std::vector<ResolvedGroup> groups_;
-  std::vector<int64_t> k_start_, m_start_, chunk_, taps_;
+  std::vector<int64_t> chunk_, taps_;
   std::vector<ResolvedPhase> phases_;
   std::vector<ResolvedClass> classes_;
   std::vector<ResolvedPosition> positions_;

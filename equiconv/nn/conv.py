@@ -1,5 +1,6 @@
 """Steerable convolutions: factorised, by one op; or the filter by one op for all pairs, the convolution by torch."""
 from dataclasses import dataclass
+from functools import partial
 
 import escnn.nn
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from torch import nn
 from .. import fused
 from ..formats import LOW_PRECISION
 from ..library import autocast_dtype
-from ..ops import fused_steerable_conv, steerable_conv
+from ..ops import fused_steerable_conv, pack_weights, steerable_conv
 from .bases import FIELDS, Bases, InIrreps
 from .checks import check_dtype, check_input, checked_init
 from .construction import IcosahedralOrbits, SteerableShells
@@ -54,7 +55,9 @@ class _Conv(SteerableShells, Planned, Expanded):
         if method == "dense":
             y = activation.apply_(self._dense(x, norm, bases))
         else:
-            y = self.factorised(x, *self.weights_and_bias(norm, bases), method, bases, activation)
+            pack = partial(self._pack, bases=bases) if BACKENDS[method] == "native" else None
+            weights, bias, packed = self.weights_and_bias(norm, bases, pack)
+            y = self.factorised(x, weights, bias, method, bases, activation, packed)
         y = like(y, x)  # torch's convolutions with kernels of size 1 lose channels_last
         return (InIrreps if writes_irreps else GeometricTensor)(y, self.out_type, coords=None)
 
@@ -64,10 +67,15 @@ class _Conv(SteerableShells, Planned, Expanded):
             check_dtype(self, x, filter)
         return self._convolve(x, filter, bias)
 
-    def factorised(self, x, weights, bias, method, bases=FIELDS, activation=Activation()):
+    def _pack(self, weights, bases):
+        return pack_weights(weights, self.plan.in_irreps(*bases), self.kernel, stride=self.stride,
+                            dilation=self.dilation, groups=self.groups, transposed=self.transposed)
+
+    def factorised(self, x, weights, bias, method, bases=FIELDS, activation=Activation(), packed=None):
         """The convolution of a tensor x with these weights, and the bias of each channel or None.
 
         method  one of METHODS but "dense"
+        packed  the same weights packed, or None
         """
         dtype = autocast_dtype(x.device.type)
         if dtype is not None:
@@ -82,7 +90,7 @@ class _Conv(SteerableShells, Planned, Expanded):
             return y if inside is activation else activation.apply_(y)
         return steerable_conv(x, weights, plan, self.kernel, bias=bias, stride=self.stride, dilation=self.dilation,
                               padding=self.padding, groups=self.groups, backend=BACKENDS[method],
-                              activation=activation.name, alpha=activation.alpha, **self._options())
+                              activation=activation.name, alpha=activation.alpha, packed=packed, **self._options())
 
     def _options(self):
         """What a convolution and a transposed one do not have in common, for ops.steerable_conv."""

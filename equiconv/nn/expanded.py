@@ -115,11 +115,21 @@ class Expanded:
         autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
         return self._kept("filter", (self.plan, bases, channels_last, autocast), norm, make)
 
-    def weights_and_bias(self, norm=None, bases=FIELDS):
-        """(weights, bias of each channel or None), from the cache as in filter_and_bias where there is a norm."""
-        if norm is None:
-            return self.weights, self._bias_of_channels(self.bias, bases)
-        return self._kept("weights", (self.plan, bases), norm, lambda: self._folded(norm, bases))
+    def weights_and_bias(self, norm=None, bases=FIELDS, pack=None):
+        """(weights, bias of each channel or None, pack(weights) or None), from the cache as in filter_and_bias.
+
+        pack   a function, called where its result is kept
+        """
+        def make():
+            if norm is None:
+                weights, bias = None, self._bias_of_channels(self.bias, bases)  # its own weights need not be kept
+            else:
+                weights, bias = self._folded(norm, bases)
+            packs = pack is not None and self._keeps(norm)
+            return weights, bias, pack(self.weights if norm is None else weights) if packs else None
+
+        weights, bias, packed = self._kept("weights", (self.plan, bases, pack is None), norm, make)
+        return self.weights if norm is None else weights, bias, packed
 
     def why_not_foldable(self, norm):
         """Why a batch norm that follows cannot become part of the filter and bias in evaluation, or None."""
@@ -144,17 +154,11 @@ class Expanded:
 
     def _kept(self, name, key, norm, make):
         """make(), from the cache in evaluation without gradients."""
-        if torch.compiler.is_compiling():
+        if not self._keeps(norm):
             return make()
-        tensors = [self.weights] if self.bias is None else [self.weights, self.bias, self.bias_expansion]
         if norm is not None:
             key = (*key, norm, *[module.eps for module in norm.modules()])
-            tensors = [*tensors, *norm.parameters(), *norm.buffers()]
-        with_gradients = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        # Whether the weights are still the same is asked of their contents: an assignment through .data leaves no other
-        # trace. On a GPU the answer would have to be waited for, which costs more than the expansion.
-        if self.training or with_gradients or self.weights.device.type != "cpu":
-            return make()
+        tensors = self._expanded_tensors(norm)
         known, copies, result = self._evaluated.get(name, (None, (), None))
         if known == key and all(c.dtype == t.dtype and torch.equal(c, t) for c, t in zip(copies, tensors)):
             return result
@@ -162,6 +166,20 @@ class Expanded:
             result = make()
             self._evaluated[name] = key, [t.detach().clone() for t in tensors], result
         return result
+
+    def _keeps(self, norm):
+        """Whether the cache serves: in evaluation without gradients, on a CPU, outside of graphs.
+
+        Whether the weights are still the same is asked of their contents: an assignment through .data leaves no other
+        trace. On a GPU the answer would have to be waited for, which costs more than the expansion.
+        """
+        if torch.compiler.is_compiling() or self.training or self.weights.device.type != "cpu":
+            return False
+        return not torch.is_grad_enabled() or not any(t.requires_grad for t in self._expanded_tensors(norm))
+
+    def _expanded_tensors(self, norm):
+        own = [self.weights] if self.bias is None else [self.weights, self.bias, self.bias_expansion]
+        return own if norm is None else [*own, *norm.parameters(), *norm.buffers()]
 
     def _fill(self, exported):
         """A plain torch module with this one's filter and bias, device and dtype, in eval mode."""

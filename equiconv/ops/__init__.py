@@ -10,9 +10,9 @@ from .fourier_act import fourier_act
 from .fused_steerable_conv import fused_steerable_conv
 from .norm_max_pool import norm_max_pool
 from .plain_filter import plain_filter
-from .steerable_conv import steerable_conv
+from .steerable_conv import pack_weights, steerable_conv
 from .window_pool import window_pool
 
 __all__ = ["concatenated_act", "expand_filter", "field_batch_norm", "field_dropout", "field_gate", "field_norm",
            "field_norm_moments", "field_norm_statistics", "field_pool", "fourier_act", "fused_steerable_conv",
-           "norm_max_pool", "plain_filter", "steerable_conv", "window_pool"]
+           "norm_max_pool", "pack_weights", "plain_filter", "steerable_conv", "window_pool"]

@@ -25,6 +25,14 @@ def _fake(source, weights, bias, *rest):
     return _empty_target(source, rest[-1], source)
 
 
+def _packed_fake(source, packed, bias, activation, alpha, index, values, *geometry):
+    return _empty_target(source, geometry[-1], source)
+
+
+def _pack_fake(weights, *rest):
+    return weights.new_empty(torch.library.get_ctx().new_dynamic_size())
+
+
 def _bwd_fake(source, weights, companion, *rest):
     *_, target_size, wants_target, wants_weights = rest
     target = _empty_target(source, target_size, companion) if wants_target else source.new_empty([0])
@@ -121,6 +129,12 @@ _activated = library.define(
     "steerable_conv_activated", "(Tensor source, Tensor weights, Tensor? bias, int activation, float alpha, "
     f"{_TABLES['native']}, {_GEOMETRY}) -> Tensor", {"native": None}, fake=_fake,
     setup_context=_activated_setup_context, backward=_activated_backward)
+_pack = library.define_without_derivative(
+    "steerable_conv_pack", "(Tensor weights, Tensor index, Tensor values, int groups) -> Tensor", {"native": None},
+    fake=_pack_fake)
+_packed = library.define_without_derivative(
+    "steerable_conv_packed", "(Tensor source, Tensor packed, Tensor? bias, int activation, float alpha, Tensor index, "
+    f"Tensor values, {_GEOMETRY}) -> Tensor", {"native": None}, fake=_packed_fake)
 _available = tuple(_fwd)
 _defaults = backends.defaults(_available, native=("cpu",))
 # of x; those of low precision are computed in float32, with weights in float32
@@ -128,7 +142,8 @@ DTYPES = {"native": (torch.float32, torch.float64), "triton": FLOATING, "referen
 
 
 def steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, padding=0, dilation=1, padding_mode="zeros",
-                   groups=1, transposed=False, output_padding=0, activation="identity", alpha=1.0, backend=None):
+                   groups=1, transposed=False, output_padding=0, activation="identity", alpha=1.0, packed=None,
+                   backend=None):
     """A steerable convolution in factorised form: harmonics, Clebsch-Gordan coefficients and mixing in turn.
 
     Equal to torch's convolution with the filter that ops.expand_filter makes of the same weights and plan, with 4 to 30
@@ -146,6 +161,7 @@ def steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, paddin
     transposed    a transposed convolution; output_padding belongs to it
     activation    one of ACTIVATIONS: a pointwise function of the result; the backend "native" applies it as it writes
     alpha         of "elu"; of "leaky_relu" the slope where it is negative; not below 0
+    packed        pack_weights() of these weights, which the backend "native" takes where no gradients are needed
     backend       "native" (CPU), "triton" (CUDA: in two passes, see triton_kernels/steerable_conv.py), "reference";
                   None: the best that can run
 
@@ -178,11 +194,30 @@ def steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, paddin
         return function(reference.steerable_conv(x, weights, bias, plan.factorised(geometry.kernel), geometry), alpha)
     tensors = (_readable(x, chosen), weights.contiguous(), bias)
     target_size = [geometry.target_channels, *geometry.target_size]
-    call = (*_tables(chosen, plan, geometry, x.device, weights.dtype), list(geometry.kernel), list(stride),
-            list(padding), list(dilation), groups, transposed, target_size)
+    tables = _tables(chosen, plan, geometry, x.device, weights.dtype)
+    shape = (list(geometry.kernel), list(stride), list(padding), list(dilation), groups, transposed, target_size)
+    needs_gradients = torch.is_grad_enabled() and (x.requires_grad or weights.requires_grad)
+    if packed is not None and chosen in _packed and not needs_gradients:
+        return _packed[chosen](tensors[0], packed, bias, ACTIVATIONS.index(activation), float(alpha), *tables[:2],
+                               *shape)
+    call = (*tables, *shape)
     if activation != "identity" and chosen in _activated:
         return _activated[chosen](*tensors, ACTIVATIONS.index(activation), float(alpha), *call)
     return function(_fwd[chosen](*tensors, *call), alpha)
+
+
+def pack_weights(weights, plan, kernel_size, *, stride=1, dilation=1, groups=1, transposed=False):
+    """What steerable_conv first makes of weights on a CPU, to be passed to calls with the same weights and options.
+
+    Takes what steerable_conv takes. Returns a tensor that only calls with these arguments can read. Raises ValueError.
+    """
+    if weights.device.type != "cpu" or weights.shape != (plan.weights,) or weights.dtype not in DTYPES["native"]:
+        raise ValueError(f"pack_weights: weights must have shape ({plan.weights},), float32 or float64, on a CPU, got "
+                         f"{tuple(weights.shape)}, {weights.dtype} on {weights.device}")
+    stride, dilation = _each("stride", stride, len(kernel_size), 1), _each("dilation", dilation, len(kernel_size), 1)
+    tables = plan.conv_tables(tuple(kernel_size), stride, dilation, groups, transposed, False, weights.device,
+                              weights.dtype)
+    return _pack["native"](weights.contiguous(), *tables, groups)
 
 
 def _tables(backend, plan, geometry, device, dtype):
