@@ -122,7 +122,7 @@ def acceleration_report(model):
     Containers, which compute nothing themselves, are left out.
     """
     modules = _modules(model)
-    folded, bases = _folded(modules), _bases(modules)
+    folded, bases = _activated(modules) | _folded(modules), _bases(modules)
     return AccelerationReport(
         Row(name, type(module).__name__, *status, getattr(module, "method", "") if status[0] == "accelerated" else "",
             bases.get(module, ""))
@@ -150,6 +150,16 @@ def _pairs(sequence, condition):
     """The pairs of modules that follow each other in a sequence and meet the condition."""
     children = list(sequence.children())
     return [pair for pair in zip(children, children[1:]) if condition(*pair)]
+
+
+def _activated(modules):
+    """{pointwise function: (status, reason)} of those that a batch norm applies in training."""
+    names, found = {module: name for name, module in modules.items()}, {}
+    for sequence in (module for module in modules.values() if isinstance(module, containers._Sequence)):
+        for norm, function in _pairs(sequence, containers.is_activated_pair):
+            status, reason = _status(function)
+            found[function] = status, "; ".join(filter(None, (reason, f"in training one pass with {names[norm]!r}")))
+    return found
 
 
 def _folded(modules):

@@ -367,8 +367,8 @@ def _train_help(context, experiment):
     defaults = {name: value for name, value in plain(resolve(chosen, {}, {})).items()
                 if name not in ("experiment", "image_size", "accelerate", "compile") and value != ""}
     context.default_map = {
-        **defaults, "model_options": json.dumps(defaults["model_options"]), "networks": ",".join(compared.networks),
-        "train_sizes": ",".join(map(str, compared.train_sizes)), "seeds": 1, "least_steps": compared.least_steps}
+        **defaults, "model_options": json.dumps(defaults["model_options"]), "networks": ", ".join(compared.networks),
+        "train_sizes": ", ".join(map(str, compared.train_sizes)), "seeds": 1, "least_steps": compared.least_steps}
     typer.echo(context.get_help())
     Console().print(table("experiments", ("name", "data", "models; the first is the default"), [
         (name, get(name).summary, ", ".join(get(name).models)) for name in names()]))
@@ -381,8 +381,12 @@ def _settings(experiment, flags, resume, in_file=None, defaults=None):
     from .experiments.training import saved_settings
     try:
         in_file = in_file or {}
-        config = resolve(experiment, {**(defaults or {}), **in_file}, flags)
-        return resolve(experiment, in_file, flags, saved_settings(config.out)) if resume else config
+        started = {**(defaults or {}), **in_file}
+        if not resume:
+            return resolve(experiment, started, flags)
+        place = {"out": started["out"]} if "out" in started else {}
+        out = resolve(experiment, place, {"out": flags["out"]}).out
+        return resolve(experiment, in_file, flags, saved_settings(out))
     except ValueError as error:
         _fail(error, MISUSED)
 
@@ -422,7 +426,7 @@ def _json(text):
 
 def _list(text, kind=str):
     try:
-        return None if text is None else [kind(part) for part in text.split(",")]
+        return None if text is None else [kind(part.strip()) for part in text.split(",")]
     except ValueError as error:
         _fail(f"--train-sizes must be whole numbers with commas between, got {text!r} ({error})", MISUSED)
 

@@ -118,7 +118,7 @@ def test_help_of_train_shows_defaults_and_models(arguments, experiment):
     for line in ("learning rate [default: {lr}]", "passes over the training samples [default: {epochs}]",
                  "[default: runs/{experiment}]", "[default: {model}]"):
         assert line.format(**plain(resolve(get(experiment), {}, {}))) in shown
-    assert f"[default: {','.join(get(experiment).comparison.networks)}]" in shown
+    assert f"[default: {', '.join(get(experiment).comparison.networks)}]" in shown
     rows = rows_of(done.output)
     assert rows["volumes"][1] == "se3_cnn, cnn_3d" and set(names()) <= rows.keys()
     assert not Path("runs").exists()
@@ -170,7 +170,8 @@ def test_interrupt_and_resume(monkeypatch):
     Path("other.json").write_text('{"batch_size": 8}')
     other = call("train", "--device", "cpu", "--out", "here", "--resume", "--config", "other.json")
     assert other.exit_code == MISUSED and "batch_size would change" in other.output
-    done = call("train", "--device", "cpu", "--out", "here", "--resume")  # with the settings of the checkpoint
+    # With the settings of the checkpoint; the batches by default are larger than its training set.
+    done = call("train", "--device", "cpu", "--out", "here", "--resume", "--train-size", 32)
     assert done.exit_code == 0 and "resumed after step 2" in done.output, done.output
     assert len(Path("here/steps.csv").read_text().splitlines()) == 1 + 4
 

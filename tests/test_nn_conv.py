@@ -436,7 +436,8 @@ def test_accelerate(mode):
     assert ours.first is first and first.plan is plan
     status = {row.name: (row.status, row.reason) for row in equiconv.acceleration_report(ours)}
     assert status["first"] == ("accelerated", "") and status["blocks.2"][0] == "accelerated"
-    assert status["blocks.0"] == ("accelerated", "") and status["blocks.1"] == ("left", "one kernel of torch already")
+    assert status["blocks.0"] == ("accelerated", "")
+    assert status["blocks.1"] == ("left", "one kernel of torch already; in training one pass with 'blocks.0'")
 
 
 def test_accelerate_leaves_subclasses():

@@ -222,6 +222,8 @@ def test_plan_report(layer, x):
     assert "inference" in layer.eval().plan_report().reason
     layer.method = "dense"
     assert layer.plan_report().method == "dense" and "module's method" in layer.plan_report().reason
+    layer(layer.in_type(x[:1]))
+    assert layer.plan_report().input_shape == (1, *x.shape[1:])
     half = CASES["c4_mixed"].build(equiconv.nn, recompute=True).bfloat16()
     assert half.plan_report().method == "dense" and "bfloat16" in half.plan_report().reason
 

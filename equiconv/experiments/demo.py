@@ -209,12 +209,13 @@ class _Demo:
             self.console.print("interrupted; go on with --resume")
 
     def account(self):
+        built = "Construction is timed once in a fresh process, without imports. "
         sizes = f"{self.config.train_size} to train on, {len(self.test_split.targets)} to test"
         return (f"Data: {self.experiment.summary}; {sizes}. Both networks start from the same {self.weights():,} "
                 f"weights and see the same batches. They are trained in turns of {BLOCK} steps within one process, so "
                 "that other work on the machine meets both alike; a ratio is taken between neighbouring turns. "
-                "Construction is timed once in a fresh process, without imports. The equivariance error is the largest "
-                "relative change of the trained network's outputs when its input is turned.")
+                f"{built if self.record.construction_seconds else ''}The equivariance error is the largest relative "
+                "change of the trained network's outputs when its input is turned.")
 
 
 def results(record, score_name):

@@ -155,7 +155,8 @@ class Planned:
         bases, norm  of the call, which plan_report() tells of
         """
         if not torch.compiler.is_compiling():
-            self.__dict__.update(_last_bases=bases, _last_folded="" if norm is None else type(norm).__name__)
+            self.__dict__.update(_last_shape=x.shape, _last_bases=bases,
+                                 _last_folded="" if norm is None else type(norm).__name__)
         if self._method == "dense":
             return "dense"
         problem = self.why_not_factorised(x)
@@ -167,7 +168,6 @@ class Planned:
         dtype = self._compute_dtype(x.device)
         if torch.compiler.is_compiling():
             return self._method_of_graphs(x.device, dtype)
-        self.__dict__["_last_shape"] = x.shape
         if self._method != "auto":
             return self._method
         with_backward = self.training or (torch.is_grad_enabled() and (x.requires_grad or self.weights.requires_grad))
