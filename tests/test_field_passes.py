@@ -129,7 +129,7 @@ def test_activated_convolution(function, norm):
     x = t(torch.randn(64, t.size, 6, 6))
     with torch.no_grad():
         module(x)  # makes the tables, and folds
-        assert passes(lambda: module(x), x.tensor[:, :1].numel()) == ["equiconv::steerable_conv_activated"]
+        assert passes(lambda: module(x), x.tensor[:, :1].numel()) == ["equiconv::steerable_conv_packed"]
 
 
 def test_passes_are_counted():
