@@ -195,7 +195,7 @@ def small_call():
 @pytest.mark.slow
 def test_wide_layers_are_divided(gpu):
     assert_as_good_as_dense(layer_of("C16", 5), BF16)
-    assert [gpu.launched.count(f"equiconv_{name}") for name in ("forward", "grad_weight")] == [4, 4]
+    assert [gpu.launched.count(f"equiconv_{name}") for name in ("forward", "grad_weight")] == [4, 1]
 
 
 @needs_gpp
@@ -204,7 +204,7 @@ def test_wide_layers_are_divided(gpu):
 def test_kernels_take_parts_of_blocks(monkeypatch, gpu, dtype):
     """As if a warp had fewer registers, and a block of threads less shared memory."""
     monkeypatch.setattr(structure, "FORWARD_CHANNELS", {2: 56, 4: 56})
-    monkeypatch.setattr(structure, "GRADIENT_TILES", 7)
+    monkeypatch.setattr(structure, "GRADIENT_TILES", 5)
     gpu.shared_bytes = 20 * 1024 * dtype.itemsize // 2
     call = Call(plan_between("D4", regular(11), regular(21), 3), (3, 3), {"padding": 1}, 1, (7, 9))
     kernels = kernels_of(call, dtype, shared_bytes=gpu.shared_bytes)
@@ -347,7 +347,7 @@ def test_harmonics_lose_little_when_rounded(k, dtype):
     assert (np.sqrt(np.square(lost).sum((1, 2))) < torch.finfo(dtype).eps / 12 * size).all()
 
 
-@pytest.mark.parametrize("name,k,forward,gradient", [("C8", 5, 1, 1), ("D8", 5, 1, 1), ("C16", 5, 2, 4)])
+@pytest.mark.parametrize("name,k,forward,gradient", [("C8", 5, 1, 1), ("D8", 5, 1, 1), ("C16", 5, 2, 1)])
 def test_number_of_kernels(name, k, forward, gradient):
     there, back = kernels_of(layer_of(name, k)).directions
     assert [len(there.forward), len(back.forward), len(there.gradient)] == [forward, forward, gradient]
