@@ -60,7 +60,16 @@ def layer_of(name, k):
     """A call of a layer from 16 (of C4: 32) fields to as many, as the benchmarks have it."""
     fields = {"SO(2)": cases.irreps(0, 1, 2, 3, fields=16), "C4": regular(32), "C16": regular(32),
               "O(2)": cases.irreps((0, 0), (1, 1), (1, 2), (1, 3), fields=16)}.get(name, regular(16))
-    return Call(plan_between(name, fields, fields, k), (k, k), {"padding": k // 2}, 1, (9, 10))
+    return layer_between(name, fields, fields, k)
+
+
+def layer_between(name, in_fields, out_fields, k):
+    return Call(plan_between(name, in_fields, out_fields, k), (k, k), {"padding": k // 2}, 1, (9, 10))
+
+
+# Of E2SFCNN and WRN-28-10: fields before and after, their kernels of the forward and of the gradient of the weights.
+WIDE = [("C16", 24, 32, 7, 2, 1), ("C16", 64, 96, 5, 6, 2), ("D8", 40, 40, 5, 3, 1), ("D4", 113, 113, 3, 4, 3),
+        ("C2", 452, 452, 3, 4, 3)]
 
 
 IN_SPACE = ("SO(3)", "octahedral")
@@ -354,6 +363,20 @@ def test_number_of_kernels(name, k, forward, gradient):
     assert not back.gradient
 
 
+@pytest.mark.parametrize("name,source,target,k,forward,gradient", WIDE)
+def test_number_of_kernels_of_wide_layers(name, source, target, k, forward, gradient):
+    there, _ = kernels_of(layer_between(name, regular(source), regular(target), k)).directions
+    assert [len(there.forward), len(there.gradient)] == [forward, gradient]
+
+
+@pytest.mark.parametrize("dtype,warps,tiles", [(BF16, 9, [16]), (TF32, 5, [16, 16])], ids=["bf16", "tf32"])
+def test_many_warps_have_few_accumulators(dtype, warps, tiles):
+    """9 warps leave 168 registers to a thread, which TF32 needs for other things than those accumulators."""
+    kernels = kernels_of(layer_between("C16", regular(24), regular(32), 7), dtype).directions[0].gradient
+    assert {k.structure.gradient_threads for k in kernels} == {32 * warps}
+    assert [k.structure.max_tiles for k in kernels] == tiles
+
+
 def test_complex_types_share_their_z():
     plan = plan_between("C8", regular(1), regular(1), 5)
     layer = irreps.IrrepLayer(plan, (5, 5), irreps.sides_of(plan), False, BF16)
@@ -485,6 +508,16 @@ def test_more_layers_compile_without_spills(tmp_path, name, k, dtype, stride, ar
         return
     for source in kernels_of(call, dtype, arch).sources:
         compile_(tmp_path, source, arch)
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [BF16, TF32], ids=["bf16", "tf32"])
+@pytest.mark.parametrize("name,source,target,k", [wide[:4] for wide in WIDE])
+def test_gradients_of_wide_layers_compile_without_spills(tmp_path, name, source, target, k, dtype):
+    there, _ = kernels_of(layer_between(name, regular(source), regular(target), k), dtype).directions
+    for kernel in there.gradient:
+        compile_(tmp_path, kernel.source(buffers=there.buffers), "sm_90")
 
 
 @needs_nvcc
