@@ -225,6 +225,20 @@ def test_kernels_take_parts_of_blocks(monkeypatch, gpu, dtype):
 
 @needs_gpp
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [BF16, TF32], ids=str)
+def test_gradient_of_one_harmonic_for_each_warp(monkeypatch, gpu, dtype):
+    """And of shares of the output of two sizes, as if a warp had few accumulators."""
+    monkeypatch.setattr(structure, "GRADIENT_TILES", 2)
+    call = layer_between("C2", regular(2), regular(24), 5)
+    found = [k.structure for k in kernels_of(call, dtype).directions[0].gradient]
+    assert [[piece.copies for piece in s.pieces] for s in found] == [[16, 16], [8, 8]]
+    assert {s.gradient_threads for s in found} == {32 * 11}
+    assert_as_good_as_dense(call, dtype, draws=2)
+    assert gpu.launched.count("equiconv_grad_weight") == 4
+
+
+@needs_gpp
+@pytest.mark.slow
 def test_second_derivatives(gpu):
     call = small_call()
 
