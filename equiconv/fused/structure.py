@@ -413,26 +413,28 @@ def tile_for(tile, height):
 
 def forward_structures(layer, shared_bytes):
     """(Tile, Structures for the forward kernel): as few as fit into that much shared memory of a block."""
-    harmonics, channels = Harmonics(layer, FORWARD_SUMS), FORWARD_CHANNELS[layer.dtype.itemsize]
-    options = [(tile, harmonics) for tile in TILES[layer.harmonics.ndim - 1]]
+    channels = FORWARD_CHANNELS[layer.dtype.itemsize]
+    options = product(TILES[layer.harmonics.ndim - 1], [Harmonics(layer, FORWARD_SUMS)], _IN_TURN)
     return _fewest(layer, options, lambda s, tile: (
         s.channels <= channels and s.max_sums <= FORWARD_SUMS and s.forward_bytes(tile) <= shared_bytes))
 
 
 def gradient_structures(layer, shared_bytes):
-    """The same for the gradient of the weights, of (whether the next pixels travel meanwhile: 2 buffers or 1, ...)."""
+    """The same for the gradient of the weights, of (whether the next pixels travel meanwhile: 2 buffers or 1, ...).
+
+    A warp has accumulators for what its harmonics give, mostly two of the target's irreps for one of the source's: then
+    shares of all irreps need as few kernels as there can be.
+    """
     grouped = [Harmonics(layer, GRADIENT_SUMS, group) for group in GROUPS]
-    options = [(buffers, harmonics) for buffers in (2, 1) for harmonics in grouped]
-    return _fewest(layer, options, lambda s, buffers: (
+    return _fewest(layer, product((2, 1), grouped, (*_IN_TURN, _shares)), lambda s, buffers: (
         s.max_tiles <= min(GRADIENT_TILES, s.gradient_registers // 4) and s.max_sums <= GRADIENT_SUMS
         and s.gradient_bytes(buffers) <= shared_bytes))
 
 
 def _fewest(layer, options, fits):
-    """(option, Structures that fit with it): the first of the options (one, Harmonics) with which they are fewest."""
+    """(one, Structures that fit with it) of the option (one, Harmonics, division) with which they are fewest."""
     found, problem = [], None
-    divisions = partial(_slices, fill=False), partial(_slices, fill=True), _shares
-    for (option, harmonics), divide in product(options, divisions):
+    for option, harmonics, divide in options:
         try:
             structures = divide(layer, harmonics, lambda s, option=option: fits(s, option))
         except Unsupported as reason:
@@ -501,3 +503,6 @@ def _slices(layer, harmonics, fits, fill):
         if len(found) >= MAX_SLICES:
             raise _too_wide()
     return [*found, current]
+
+
+_IN_TURN = partial(_slices, fill=False), partial(_slices, fill=True)
