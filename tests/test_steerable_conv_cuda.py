@@ -377,6 +377,13 @@ def test_number_of_kernels(name, k, forward, gradient):
     assert not back.gradient
 
 
+@pytest.mark.parametrize("dtype,forward", [(BF16, 1), (TF32, 2)], ids=["bf16", "tf32"])
+@pytest.mark.parametrize("k", [3, 5])
+def test_number_of_kernels_in_space(k, dtype, forward):
+    there, _ = kernels_of(layer_in_space("SO(3)", k), dtype).directions
+    assert [len(there.forward), len(there.gradient)] == [forward, 1]
+
+
 @pytest.mark.parametrize("name,source,target,k,forward,gradient", WIDE)
 def test_number_of_kernels_of_wide_layers(name, source, target, k, forward, gradient):
     there, _ = kernels_of(layer_between(name, regular(source), regular(target), k)).directions

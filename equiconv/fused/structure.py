@@ -17,13 +17,13 @@ GROUPS = (4, 2, 1)
 MAX_GROUP = 8            # that many accumulators leave registers for the rest
 KEPT_COMPONENTS = 2      # of an irrep, up to which the responses of all are kept; sums over them, where it has more
 FORWARD_SUMS = 16        # such sums of a group, 4 registers each
-GRADIENT_SUMS = 8        # 8 registers each
+GRADIENT_SUMS = 9        # 8 registers each
 SIZES = {2: (3, 5, 7, 9), 3: (3, 5)}  # of kernels; a window has 16 columns
 MAX_SLICES = 16          # kernels of one direction: each computes the harmonics again
 FORWARD_CHANNELS = {2: 256, 4: 128}  # for numbers of that many bytes: their accumulators take half of the registers
 GRADIENT_WARPS = 8
-GRADIENT_TILES = 24      # accumulators of a warp: 96 registers; fewer where more warps leave less than that
-OTHER_REGISTERS = {2: 104, 4: 120}  # of a warp in the gradient's kernel, for numbers of that many bytes
+GRADIENT_TILES = 24      # accumulators of a warp, 4 registers each
+OTHER_REGISTERS = {2: 104, 4: 120}  # of the gradient, than for sums and accumulators; for numbers of that many bytes
 LANES_OF_OPERAND = 256   # numbers of 16 x 16
 PADDING = {2: 64, 4: 16}  # bytes after the sheets of copies, for numbers of that many bytes
 
@@ -290,7 +290,7 @@ class Structure:
 
     @property
     def gradient_registers(self):
-        """Of a thread, for accumulators: each quarter of a processor has 512 for its warps, in units of 8."""
+        """Of a thread, for accumulators and sums: each quarter of a processor has 512 for its warps, in units of 8."""
         warps = -(-self.gradient_threads // 128)
         return 512 // warps // 8 * 8 - OTHER_REGISTERS[self._bytes]
 
@@ -427,8 +427,8 @@ def gradient_structures(layer, shared_bytes):
     """
     grouped = [Harmonics(layer, GRADIENT_SUMS, group) for group in GROUPS]
     return _fewest(layer, product((2, 1), grouped, (*_IN_TURN, _shares)), lambda s, buffers: (
-        s.max_tiles <= min(GRADIENT_TILES, s.gradient_registers // 4) and s.max_sums <= GRADIENT_SUMS
-        and s.gradient_bytes(buffers) <= shared_bytes))
+        s.max_tiles <= GRADIENT_TILES and s.max_sums <= GRADIENT_SUMS
+        and 4 * s.max_tiles + 8 * s.max_sums <= s.gradient_registers and s.gradient_bytes(buffers) <= shared_bytes))
 
 
 def _fewest(layer, options, fits):
