@@ -17,7 +17,7 @@ struct NormMaxPoolParams {
   DType dtype;             // of the tensors in memory
 };
 
-// Scratch of a thread in numbers: of each pixel its norm, and a gradient; of each window its pixel; and some rows of windows.
-constexpr int64_t norm_max_pool_scratch(int64_t pixels, int64_t windows, int64_t row) { return 2 * pixels + windows + 3 * row + 128; }
+// Scratch of a thread in numbers: of each pixel its norm, and a gradient; of each window its pixel, and two norms.
+constexpr int64_t norm_max_pool_scratch(int64_t pixels, int64_t windows) { return 2 * pixels + 3 * windows + 128; }
 
 }  // namespace equiconv

@@ -4,11 +4,11 @@ import torch
 from escnn import gspaces
 
 import equiconv.nn
-from tests.modules import MODULES, of
+from tests.modules import MODULES, of, reflections
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FORWARD, BACKWARD = 2, 3  # passes over the features, at most
-NAMES = ("InnerBatchNorm", "IIDBatchNorm2d", "IIDBatchNorm3d", "GNormBatchNorm", "NormBatchNorm",
+NAMES = ("InnerBatchNorm", "IIDBatchNorm1d", "IIDBatchNorm2d", "IIDBatchNorm3d", "GNormBatchNorm", "NormBatchNorm",
          "InducedNormBatchNorm", "FourierPointwise", "FourierELU", "QuotientFourierPointwise", "QuotientFourierELU",
          "NormNonLinearity", "InducedNormNonLinearity", "GatedNonLinearity1", "GatedNonLinearity2",
          "InducedGatedNonLinearity1", "GatedNonLinearityUniform", "GroupPooling", "NormPool", "InducedNormPool",
@@ -48,23 +48,64 @@ def assert_few_passes(module, inputs):
     assert all(name.startswith("equiconv::") for name in forward + backward), (forward, backward)
 
 
+def batch_of(size):
+    """So that a channel is larger than all parameters."""
+    return {(): 2048, (6, 6): 64}.get(size, 16)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_few_passes(name):
-    module = MODULES[name].build(equiconv.nn)
-    batch = 64 if MODULES[name].size == (6, 6) else 16  # so that a channel is larger than all parameters
-    assert_few_passes(module, MODULES[name].inputs(module, batch=batch, requires_grad=True))
+    case = MODULES[name]
+    module = case.build(equiconv.nn)
+    assert_few_passes(module, case.inputs(module, batch=batch_of(case.size), requires_grad=True))
 
 
-@pytest.mark.parametrize("name", ["IIDBatchNorm2d", "GNormBatchNorm", "NormNonLinearity", "NormPool",
-                                  "NormMaxPool"])
+def test_few_passes_of_torch():
+    """Its one kernel each way is the faster one there."""
+    module = MODULES["PointwiseAvgPoolAntialiased2D"].build(equiconv.nn)
+    x, = MODULES["PointwiseAvgPoolAntialiased2D"].inputs(module, batch=64, requires_grad=True)
+    outputs = []
+    assert passes(lambda: outputs.append(module(x).tensor), x.tensor[:, :1].numel()) == ["aten::conv2d"]
+    grad = torch.ones_like(outputs[0])
+    assert passes(lambda: torch.autograd.grad(outputs[0], x.tensor, grad), grad[:, :1].numel()) == [
+        "aten::convolution_backward"]
+
+
+def test_no_class_is_left_out():
+    """Every layer between convolutions that is not one of torch's functions, channel by channel, or a container."""
+    torchs = {"PointwiseNonLinearity", "ReLU", "ELU", "LeakyReLU", "PointwiseAvgPoolAntialiased2D",
+              *(f"Pointwise{kind}Pool{d}D" for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg") for d in (2, 3))}
+    words = ("BatchNorm", "NonLinearity", "Fourier", "Pool", "Dropout", "LU")
+    assert {name for name in MODULES if any(word in name for word in words)} - torchs == set(NAMES)
+
+
+def many_types():
+    """{name: field types of many representations in turn}"""
+    g, reflected, turns = gspaces.rot2dOnR2(16), reflections(), (1, 2, 3, 1, 4, 5, 2, 6, 7)
+    scalar, irreps = g.trivial_repr, [g.irrep(k) for k in turns]
+    permutations = [g.regular_repr, scalar, *(g.quotient_repr(n) for n in (2, 4, 8, 2)), g.regular_repr, scalar]
+    flips = reflected.fibergroup.subgroup((None, -1))[0]
+    induced = [reflected.induced_repr((None, -1), flips.irrep(k)) for k in (1, 2, 1, 3, 4)]
+    gates = [reflected.induced_repr((None, -1), flips.irrep(0))] * len(induced)
+    mixed, norms = of(g, *irreps, scalar, g.regular_repr, scalar), of(g, *irreps)
+    induced, regular = of(reflected, *induced), of(g, *8 * [g.regular_repr])
+    permutations = of(g, *permutations)
+    return {"InnerBatchNorm": permutations, "IIDBatchNorm2d": mixed, "GNormBatchNorm": mixed, "NormBatchNorm": norms,
+            "InducedNormBatchNorm": induced, "NormNonLinearity": norms, "InducedNormNonLinearity": induced,
+            "GatedNonLinearity1": of(g, *len(irreps) * [scalar], *irreps),
+            "GatedNonLinearity2": (of(g, *len(irreps) * [scalar]), norms),
+            "InducedGatedNonLinearity1": of(reflected, *gates, *induced.representations),
+            "GroupPooling": permutations, "NormPool": mixed, "InducedNormPool": induced, "NormMaxPool": mixed,
+            "VectorFieldNonLinearity": regular, "ConcatenatedNonLinearity": regular, "FieldDropout": mixed,
+            "PointwiseDropout": permutations, "PointwiseMaxPoolAntialiased2D": permutations}
+
+
+@pytest.mark.parametrize("name", many_types())
 def test_many_representations(name):
-    g = gspaces.rot2dOnR2(16)
-    field_type = of(g, *[g.irrep(k) for k in (1, 0, 2, 3, 1, 4, 0, 5, 6, 7)], g.regular_repr)
-    if name == "NormNonLinearity":
-        field_type = of(g, *[g.irrep(k) for k in (1, 0, 2, 3, 1, 4, 0, 5, 6, 7)])
-    x = field_type(torch.randn(64, field_type.size, 6, 6, requires_grad=True))
-    options = (2,) if name == "NormMaxPool" else ()
-    assert_few_passes(getattr(equiconv.nn, name)(field_type, *options), [x])
+    field_type, options = many_types()[name], (2,) if "MaxPool" in name else ()
+    module = getattr(equiconv.nn, name)(field_type, *options)
+    types = field_type if isinstance(field_type, tuple) else (field_type,)
+    assert_few_passes(module, [t(torch.randn(64, t.size, 6, 6, requires_grad=True)) for t in types])
 
 
 @pytest.mark.parametrize("function", [equiconv.nn.ELU, lambda t: equiconv.nn.PointwiseNonLinearity(t, "p_relu")])
@@ -88,7 +129,7 @@ def test_activated_convolution(function, norm):
     x = t(torch.randn(64, t.size, 6, 6))
     with torch.no_grad():
         module(x)  # makes the tables, and folds
-        assert passes(lambda: module(x), x.tensor[:, :1].numel()) == ["equiconv::steerable_conv_activated"]
+        assert passes(lambda: module(x), x.tensor[:, :1].numel()) == ["equiconv::steerable_conv_packed"]
 
 
 def test_passes_are_counted():

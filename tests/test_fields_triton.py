@@ -101,7 +101,7 @@ class Gate:
     def make(self, *options):
         has_bias = self.function != "squash"  # of norms, which are not negative
         leaves, rest = gate.arguments(self.structure, self.kind, *options, function=self.function, has_bias=has_bias)
-        leaves[0][:, :, ::3] *= 0 if self.kind == "norm" else 1  # where the norm has no derivative
+        leaves[0][..., ::3] *= 0 if self.kind == "norm" else 1  # where the norm has no derivative
         return (leaves, rest), rest["out_channels"]
 
     def run(self, backend, call, grad):

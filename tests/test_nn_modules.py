@@ -315,9 +315,10 @@ def test_jit_trace(name):
                                   "GNormBatchNorm", "NormBatchNorm", "InducedNormBatchNorm"])
 def test_one_value_to_train_with(name):
     """Raises where escnn does; fields of several channels have more than one value in InnerBatchNorm."""
-    ours, theirs = (MODULES[name].build(n).train() for n in (equiconv.nn, escnn.nn))
+    ours, theirs = (MODULES[name].build(n).train().double() for n in (equiconv.nn, escnn.nn))
     before = {key: value.clone() for key, value in ours.state_dict().items()}
-    x = torch.randn(1, ours.in_type.size, *[1] * (MODULES[name].inputs(ours)[0].tensor.dim() - 2))
+    shape = 1, ours.in_type.size, *[1] * (MODULES[name].inputs(ours)[0].tensor.dim() - 2)
+    x = torch.randn(shape, dtype=torch.float64)
     if name.startswith(("IID", "Inner")):
         with pytest.raises((ValueError, AssertionError)):
             theirs(theirs.in_type(x))

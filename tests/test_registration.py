@@ -16,6 +16,7 @@ CPU_OPS = ("steerable_conv", "steerable_conv_activated", "steerable_conv_bwd", "
            "fourier_act", "fourier_act_bwd", "field_gate", "field_gate_bwd", "field_pool",
            "field_pool_bwd", "field_dropout", "concatenated_act", "concatenated_act_bwd", "window_pool",
            "window_pool_bwd", "norm_max_pool", "norm_max_pool_bwd")
+PACKED_OPS = ("steerable_conv_pack", "steerable_conv_packed")  # without a derivative
 TRITON_OPS = ("steerable_conv_two_pass", "steerable_conv_two_pass_bwd")
 
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
@@ -51,6 +52,12 @@ def test_every_schema_of_the_cpu_has_an_implementation(op):
     assert not has_kernel(f"equiconv::{op}", "CUDA") and has_kernel(f"equiconv::{op}", "Autograd")
     if not op.startswith("steerable"):
         assert has_kernel(f"equiconv::{op}.triton", "CUDA") and has_kernel(f"equiconv::{op}.triton", "Autograd")
+
+
+@pytest.mark.parametrize("op", PACKED_OPS)
+def test_ops_of_packed_weights(op):
+    assert has_kernel(f"equiconv::{op}", "CPU") == backends.HAS_NATIVE["cpu"]
+    assert not has_kernel(f"equiconv::{op}", "CUDA")
 
 
 @pytest.mark.parametrize("op", TRITON_OPS)

@@ -60,7 +60,16 @@ def layer_of(name, k):
     """A call of a layer from 16 (of C4: 32) fields to as many, as the benchmarks have it."""
     fields = {"SO(2)": cases.irreps(0, 1, 2, 3, fields=16), "C4": regular(32), "C16": regular(32),
               "O(2)": cases.irreps((0, 0), (1, 1), (1, 2), (1, 3), fields=16)}.get(name, regular(16))
-    return Call(plan_between(name, fields, fields, k), (k, k), {"padding": k // 2}, 1, (9, 10))
+    return layer_between(name, fields, fields, k)
+
+
+def layer_between(name, in_fields, out_fields, k):
+    return Call(plan_between(name, in_fields, out_fields, k), (k, k), {"padding": k // 2}, 1, (9, 10))
+
+
+# Of E2SFCNN and WRN-28-10: fields before and after, their kernels of the forward and of the gradient of the weights.
+WIDE = [("C16", 24, 32, 7, 2, 1), ("C16", 64, 96, 5, 6, 2), ("D8", 40, 40, 5, 3, 1), ("D4", 113, 113, 3, 4, 3),
+        ("C2", 452, 452, 3, 4, 3)]
 
 
 IN_SPACE = ("SO(3)", "octahedral")
@@ -195,7 +204,7 @@ def small_call():
 @pytest.mark.slow
 def test_wide_layers_are_divided(gpu):
     assert_as_good_as_dense(layer_of("C16", 5), BF16)
-    assert [gpu.launched.count(f"equiconv_{name}") for name in ("forward", "grad_weight")] == [4, 4]
+    assert [gpu.launched.count(f"equiconv_{name}") for name in ("forward", "grad_weight")] == [4, 1]
 
 
 @needs_gpp
@@ -204,7 +213,7 @@ def test_wide_layers_are_divided(gpu):
 def test_kernels_take_parts_of_blocks(monkeypatch, gpu, dtype):
     """As if a warp had fewer registers, and a block of threads less shared memory."""
     monkeypatch.setattr(structure, "FORWARD_CHANNELS", {2: 56, 4: 56})
-    monkeypatch.setattr(structure, "GRADIENT_TILES", 7)
+    monkeypatch.setattr(structure, "GRADIENT_TILES", 5)
     gpu.shared_bytes = 20 * 1024 * dtype.itemsize // 2
     call = Call(plan_between("D4", regular(11), regular(21), 3), (3, 3), {"padding": 1}, 1, (7, 9))
     kernels = kernels_of(call, dtype, shared_bytes=gpu.shared_bytes)
@@ -212,6 +221,20 @@ def test_kernels_take_parts_of_blocks(monkeypatch, gpu, dtype):
     assert any(first > 0 for _, first, _ in sum(pieces, [])) and len(pieces) > 2 and kernels.map_pixels == 8
     assert_as_good_as_dense(call, dtype)
     assert gpu.launched.count("equiconv_grad_weight") > 2
+
+
+@needs_gpp
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [BF16, TF32], ids=str)
+def test_gradient_of_one_harmonic_for_each_warp(monkeypatch, gpu, dtype):
+    """And of shares of the output of two sizes, as if a warp had few accumulators."""
+    monkeypatch.setattr(structure, "GRADIENT_TILES", 2)
+    call = layer_between("C2", regular(2), regular(24), 5)
+    found = [k.structure for k in kernels_of(call, dtype).directions[0].gradient]
+    assert [[piece.copies for piece in s.pieces] for s in found] == [[16, 16], [8, 8]]
+    assert {s.gradient_threads for s in found} == {32 * 11}
+    assert_as_good_as_dense(call, dtype, draws=2)
+    assert gpu.launched.count("equiconv_grad_weight") == 4
 
 
 @needs_gpp
@@ -347,11 +370,32 @@ def test_harmonics_lose_little_when_rounded(k, dtype):
     assert (np.sqrt(np.square(lost).sum((1, 2))) < torch.finfo(dtype).eps / 12 * size).all()
 
 
-@pytest.mark.parametrize("name,k,forward,gradient", [("C8", 5, 1, 1), ("D8", 5, 1, 1), ("C16", 5, 2, 4)])
+@pytest.mark.parametrize("name,k,forward,gradient", [("C8", 5, 1, 1), ("D8", 5, 1, 1), ("C16", 5, 2, 1)])
 def test_number_of_kernels(name, k, forward, gradient):
     there, back = kernels_of(layer_of(name, k)).directions
     assert [len(there.forward), len(back.forward), len(there.gradient)] == [forward, forward, gradient]
     assert not back.gradient
+
+
+@pytest.mark.parametrize("dtype,forward", [(BF16, 1), (TF32, 2)], ids=["bf16", "tf32"])
+@pytest.mark.parametrize("k", [3, 5])
+def test_number_of_kernels_in_space(k, dtype, forward):
+    there, _ = kernels_of(layer_in_space("SO(3)", k), dtype).directions
+    assert [len(there.forward), len(there.gradient)] == [forward, 1]
+
+
+@pytest.mark.parametrize("name,source,target,k,forward,gradient", WIDE)
+def test_number_of_kernels_of_wide_layers(name, source, target, k, forward, gradient):
+    there, _ = kernels_of(layer_between(name, regular(source), regular(target), k)).directions
+    assert [len(there.forward), len(there.gradient)] == [forward, gradient]
+
+
+@pytest.mark.parametrize("dtype,warps,tiles", [(BF16, 9, [16]), (TF32, 5, [16, 16])], ids=["bf16", "tf32"])
+def test_many_warps_have_few_accumulators(dtype, warps, tiles):
+    """9 warps leave 168 registers to a thread, which TF32 needs for other things than those accumulators."""
+    kernels = kernels_of(layer_between("C16", regular(24), regular(32), 7), dtype).directions[0].gradient
+    assert {k.structure.gradient_threads for k in kernels} == {32 * warps}
+    assert [k.structure.max_tiles for k in kernels] == tiles
 
 
 def test_complex_types_share_their_z():
@@ -485,6 +529,16 @@ def test_more_layers_compile_without_spills(tmp_path, name, k, dtype, stride, ar
         return
     for source in kernels_of(call, dtype, arch).sources:
         compile_(tmp_path, source, arch)
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [BF16, TF32], ids=["bf16", "tf32"])
+@pytest.mark.parametrize("name,source,target,k", [wide[:4] for wide in WIDE])
+def test_gradients_of_wide_layers_compile_without_spills(tmp_path, name, source, target, k, dtype):
+    there, _ = kernels_of(layer_between(name, regular(source), regular(target), k), dtype).directions
+    for kernel in there.gradient:
+        compile_(tmp_path, kernel.source(buffers=there.buffers), "sm_90")
 
 
 @needs_nvcc

@@ -104,6 +104,17 @@ def test_not_a_number():
 
 
 @each_kind
+def test_no_derivative_is_nan_beside_a_nan(kind):
+    x, filter, geometry = arguments(kind, PLANE)
+    x[0, 3, 4, 4] = float("nan")
+    y = window_pool(x.requires_grad_(), filter, **geometry)
+    grad = random(*y.shape, seed=3).requires_grad_()
+    first, = torch.autograd.grad(y, x, grad, create_graph=True)
+    second, = torch.autograd.grad(first, grad, random(*x.shape, seed=4))
+    assert y.isnan().any() and first.isfinite().all() and second.isfinite().all()
+
+
+@each_kind
 @pytest.mark.usefixtures("one_thread")
 def test_derivatives(kind):
     x, filter, geometry = arguments(kind, (1, 2, 4, 3))

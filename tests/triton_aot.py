@@ -3,9 +3,10 @@
     python -m tests.triton_aot [--archs 80 90] [--dtypes fp32 fp64 ...] [--modules expand_filter ...] [--layers ...]
                                [--first]
 
-Prints registers, spills and shared memory of each, and fails on any spill. A module of equiconv.triton_kernels names
-its kernels in ahead_of_time(), which yields (kernel, {argument: type}, configuration); that of steerable_conv, of the
-structures of some layers of tests.cases. "i32:16" is the type of an integer that 16 divides.
+Prints registers, spills and shared memory of each, and fails on any spill, and where a block needs more registers than
+a multiprocessor has. A module of equiconv.triton_kernels names its kernels in ahead_of_time(), which yields (kernel,
+{argument: type}, configuration); that of steerable_conv, of the structures of some layers of tests.cases. "i32:16" is
+the type of an integer that 16 divides.
 --first: of each kernel but those of expand_filter the first configuration alone.
 """
 import argparse
@@ -29,6 +30,7 @@ from triton.compiler import ASTSource
 
 from equiconv import triton_kernels
 
+REGISTERS = 1 << 16  # of a multiprocessor
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -74,7 +76,7 @@ def is_pointer(kind):
 
 
 def compile_variant(module, layers, i, arch):
-    """(description, whether it spills)"""
+    """(description, whether it spills, or has more registers in a block than there are)"""
     kernel, types, config = ahead_of_time(module, layers)[i]
     names = kernel.arg_names
     constants = {name: config[name] for name in names if name in config}
@@ -95,7 +97,7 @@ def compile_variant(module, layers, i, arch):
     small = {name: value for name, value in config.items() if name not in ("FOLDED", "SUMS", "ROWS")}
     text = (f"sm_{arch} {kernel.__name__} ({pointers}) {small}: {registers} registers, {stack} + {local} bytes "
             f"spilled, {compiled.metadata.shared} bytes shared")
-    return text, stack != "0" or local != "0"
+    return text, stack != "0" or local != "0" or int(registers) * 32 * compiled.metadata.num_warps > REGISTERS
 
 
 def main():
@@ -110,10 +112,10 @@ def main():
     jobs = [(*variant, arch) for variant in found for arch in arguments.archs]
     failures = 0
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        for text, spills in pool.map(compile_variant, *zip(*jobs)):
-            print(text, "SPILLS" if spills else "", flush=True)
-            failures += spills
-    print(f"{len(jobs)} compiled, {failures} with spills")
+        for text, fails in pool.map(compile_variant, *zip(*jobs)):
+            print(text, "FAILS" if fails else "", flush=True)
+            failures += fails
+    print(f"{len(jobs)} compiled, {failures} fail")
     return failures > 0 or not jobs
 
 

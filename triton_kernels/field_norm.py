@@ -402,20 +402,21 @@ IN_INTERPRETER = {"BLOCK_PIXELS": 512, "BLOCK_CHANNELS": 64}  # large: fewer cal
 SIZES = (16, 32)  # of fields with a change of basis, or of parts of them, which are filled up with zeros
 
 
-def channel_config(channels, channels_last, numbers=2048):
-    """The neighbours in memory, 128 bytes of them or more, are in one tile."""
+def channel_config(channels, channels_last, dtype):
+    """The neighbours in memory, 128 bytes of them or more, are in one tile; of float64, half as many numbers."""
     if TRITON_INTERPRET:
         return IN_INTERPRETER
-    block = (64 if channels > 16 else 16) if channels_last else 4
-    return {"BLOCK_PIXELS": numbers // block, "BLOCK_CHANNELS": block}
+    block, numbers = (64 if channels > 16 else 16) if channels_last else 4, 1024 if dtype == torch.float64 else 2048
+    return {"BLOCK_PIXELS": numbers // block, "BLOCK_CHANNELS": block, "maxnreg": 255}
 
 
-def field_config(bases, dtype):
+def field_config(bases, backward):
     """bases: how many numbers are in the matrices; the largest field has no more channels than if they were one's."""
     size = next((s for s in SIZES if 2 * s * s >= bases), SIZES[-1])
     if TRITON_INTERPRET:
         return {"BLOCK_PIXELS": IN_INTERPRETER["BLOCK_PIXELS"], "BLOCK_SIZE": size}
-    return {"BLOCK_PIXELS": 64, "BLOCK_SIZE": size, "num_warps": 4 if size == 16 else 16, "num_stages": 1,
+    pixels = 16 if backward and size == SIZES[-1] else 64  # or it spills
+    return {"BLOCK_PIXELS": pixels, "BLOCK_SIZE": size, "num_warps": 4 if size == SIZES[0] else 8, "num_stages": 1,
             "maxnreg": 255}
 
 
@@ -426,11 +427,11 @@ class Call:
         self.x, self.layout, self.channels = x, layout_of(op, x, *others), x.shape[1]
         self.dtype = compute_dtype(x.dtype)
         if bases is None or not bases.numel():
-            self.config = channel_config(self.channels, self.layout.channels_last)
+            self.config = channel_config(self.channels, self.layout.channels_last, x.dtype)
             self.rows = triton.cdiv(self.channels, self.config["BLOCK_CHANNELS"])
             self.tables = {}
         else:
-            self.config = {**field_config(bases.numel(), x.dtype), "PRECISION": dot_precision(x.dtype)}
+            self.config = {**field_config(bases.numel(), op.endswith("_bwd")), "PRECISION": dot_precision(x.dtype)}
             self.rows = len(fields)
             self.tables = dict(fields_ptr=fields.contiguous(), bases_ptr=bases.contiguous(), num_fields=len(fields))
         self.has_bases = bool(self.tables)
@@ -574,7 +575,7 @@ def ahead_of_time():
         yield statistics_kernel, types, {**rest, "BATCH": False, "MOMENTUM": None, "mean_ptr": None, "var_ptr": None,
                                          "count_ptr": None}
         for channels_last in (False, True):
-            c = {**channel_config(64, channels_last), "CHANNELS_LAST": channels_last}
+            c = {**channel_config(64, channels_last, dtype), "CHANNELS_LAST": channels_last}
             yield from _summing(moments_kernel, types, {**c, **SPLITS, **BLOCKS})
             for function in NAMES:
                 yield affine_kernel, types, {**c, "FUNCTION": function}
@@ -585,12 +586,12 @@ def ahead_of_time():
             yield affine_bwd_kernel, _without(types, "through_ptr"), c
             yield affine_bwd_kernel, _without(types, "through_ptr", "shift_ptr", "mean_ptr", *NO_GRADIENTS), {
                 **c, "shift_ptr": None, "mean_ptr": None, **NO_GRADIENTS}
-            for size in SIZES if name == "fp32" else SIZES[:1]:
-                c = {**field_config(2 * size * size, dtype), "CHANNELS_LAST": channels_last,
-                     "PRECISION": dot_precision(dtype)}
-                yield field_norm_kernel, types, c
-                c = {**c, **SPLITS, **BLOCKS}
-                yield from _summing(field_moments_kernel, types, c)
+            for size in SIZES:
+                c = {"CHANNELS_LAST": channels_last, "PRECISION": dot_precision(dtype)}
+                forward, backward = ({**field_config(2 * size * size, b), **c} for b in (False, True))
+                yield field_norm_kernel, types, forward
+                yield from _summing(field_moments_kernel, types, {**forward, **SPLITS, **BLOCKS})
+                c = {**backward, **SPLITS, **BLOCKS}
                 yield field_norm_bwd_kernel, types, c
                 yield field_norm_bwd_kernel, _without(types, "mean_ptr", *NO_GRADIENTS), {
                     **c, "mean_ptr": None, **NO_GRADIENTS}

@@ -139,6 +139,12 @@ inline void store_tile(const FieldTensor& y, const Pixels& pixels, int64_t chann
   }
 }
 
+// Asks for memory that is read, or written, soon, where the processor does not look ahead: in another channel.
+template <bool kWrites>
+inline void prefetch(const void* memory, int64_t bytes) {
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(static_cast<const char*>(memory) + b, kWrites);
+}
+
 // The sum of a row of whole vectors, of f(lane) at each of them.
 template <class T, class F>
 inline T sum_lanes(int64_t lanes, F f) {

@@ -1,4 +1,4 @@
-// A plane of a field at a time: its norms, the pixels of its windows, and then its channels one after the other.
+// A plane of a field at a time: its norms, the pixels of its windows, tap by tap, and then its channels one after the other.
 #pragma GCC optimize("fp-contract=off")  // x * x + y * y is y * y + x * x then: norms that are equal stay equal
 #include "../norm_max_pool.h"
 
@@ -16,13 +16,12 @@ struct Plane {
   const NormMaxPoolParams& p;
   int64_t batch;
   const FieldPoolField& field;
-  int64_t pixels = p.x.size[0] * p.x.plane(), windows = p.y.size[0] * p.y.plane(), lanes = padded<T>(p.y.size[2]);
+  int64_t pixels = p.x.size[0] * p.x.plane(), windows = p.y.size[0] * p.y.plane();
   T* norms = reinterpret_cast<T*>(p.scratch);
   T* sums = norms + padded<T>(pixels);
   Place<T>* chosen = reinterpret_cast<Place<T>*>(sums + padded<T>(pixels));  // of each window its pixel
-  T* most = reinterpret_cast<T*>(chosen + padded<T>(windows));               // of each window in a row
-  T* values = most + lanes;
-  Place<T>* at = reinterpret_cast<Place<T>*>(values + lanes);
+  T* most = reinterpret_cast<T*>(chosen + padded<T>(windows));               // of each window the largest norm so far
+  T* values = most + padded<T>(windows);                                     // of each window the norm at one tap
 
   F* memory(const WindowPoolTensor& t, int64_t c) const {
     return static_cast<F*>(t.data) + batch * t.stride_batch + (field.channel + c) * t.stride_channel;
@@ -46,35 +45,58 @@ struct Plane {
     for (int64_t q = 0; q < pixels; q += kWidth<T>) vector_at(norms, q) = square_root<T>(vector_at(squares, q));
   }
 
+  // A part of the memory that is used next, a few fields from here. In parts, or the computation would wait for it.
+  template <bool kWrites>
+  void ask_for(const WindowPoolTensor& t, int64_t fields, int64_t part, int64_t parts) const {
+    if (t.stride_pixel != 1) return;
+    const int64_t bytes = field.size * pixels * int64_t(sizeof(F)), first = bytes * part / parts;
+    prefetch<kWrites>(reinterpret_cast<const char*>(memory(t, fields * field.size)) + first, bytes * (part + 1) / parts - first);
+  }
+
+  // Calls body(window, the pixel of its first tap) for the first window in each of these rows.
+  template <class Body>
+  void each_row(WindowRows planes, WindowRows rows, Body body) const {
+    const auto& [taps, stride, padding, dilation] = p.window;
+    for (int64_t i = planes.first; i < planes.last; ++i)
+      for (int64_t j = rows.first; j < rows.last; ++j)
+        body((i * p.y.size[1] + j) * p.y.size[2],
+             ((i * stride[0] - padding[0]) * p.x.size[1] + j * stride[1] - padding[1]) * p.x.size[2] - padding[2]);
+  }
+
   // The first of equal norms; the last that is no number.
   void choose() const {
     find_norms();
-    Vector<Place<T>> apart;  // of windows that follow each other
-    for (int l = 0; l < kWidth<T>; ++l) apart[l] = Place<T>(l * p.window.stride[2]);
-    for (int64_t i = 0; i < p.y.size[0]; ++i)
-      for (int64_t j = 0; j < p.y.size[1]; ++j) {
-        for (int64_t l = 0; l < lanes; ++l) most[l] = -1, at[l] = 0;  // less than a norm
-        each_row_of_taps(p.window, p.x.size, i, j, [&](int64_t, int64_t row, int64_t column) {
-          for (int64_t c = 0; c < p.window.taps[2]; ++c) choose_among((row * p.x.size[1] + column) * p.x.size[2], c, apart);
-        });
-        Place<T>* const to = chosen + (i * p.y.size[1] + j) * p.y.size[2];
-        for (int64_t o = 0; o < p.y.size[2]; ++o) to[o] = at[o];
-      }
+    for (int64_t w = 0; w < padded<T>(windows); ++w) most[w] = values[w] = -1, chosen[w] = 0;  // less than a norm
+    const int64_t taps = p.window.taps[0] * p.window.taps[1] * p.window.taps[2];
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      ask_for<false>(p.x, 1, tap, taps);
+      if (p.grad_x.data != nullptr) ask_for<true>(p.grad_x, 0, tap, taps);
+      choose_among(tap);
+    }
+    each_row({0, p.y.size[0]}, {0, p.y.size[1]}, [&](int64_t w, int64_t pixel) {
+      for (int64_t o = 0; o < p.y.size[2]; ++o) chosen[w + o] += Place<T>(pixel + o * p.window.stride[2]);
+    });
   }
 
-  // The tap c of each window, in the row of pixels from `start` on
-  void choose_among(int64_t start, int64_t c, const Vector<Place<T>>& apart) const {
-    const WindowRows range = windows_with(p.window, 2, c, p.x.size[2], p.y.size[2]);
-    const int64_t step = p.window.stride[2], begin = start + c * p.window.dilation[2] - p.window.padding[2];
-    for (int64_t l = 0; l < range.first; ++l) values[l] = -1;
-    for (int64_t o = range.first; o < range.last; ++o) values[o] = norms[begin + o * step];
-    for (int64_t l = range.last; l < lanes; ++l) values[l] = -1;
-    Vector<Place<T>> pixel = apart + Place<T>(begin);
-    for (int64_t l = 0; l < lanes; l += kWidth<T>, pixel += Place<T>(step * kWidth<T>)) {
-      const Vector<T> value = vector_at(values, l), found = vector_at(most, l);
+  // The norms at that tap of all windows; chosen: how far the pixel lies from that of the first tap.
+  void choose_among(int64_t tap) const {
+    const WindowPoolGrid& grid = p.window;
+    const int64_t c = tap % grid.taps[2], b = tap / grid.taps[2] % grid.taps[1], a = tap / grid.taps[2] / grid.taps[1];
+    const WindowRows planes = windows_with(grid, 0, a, p.x.size[0], p.y.size[0]);
+    const WindowRows rows = windows_with(grid, 1, b, p.x.size[1], p.y.size[1]);
+    const WindowRows columns = windows_with(grid, 2, c, p.x.size[2], p.y.size[2]);
+    const int64_t step = grid.stride[2];
+    const int64_t away = (a * grid.dilation[0] * p.x.size[1] + b * grid.dilation[1]) * p.x.size[2] + c * grid.dilation[2];
+    if ((planes.last - planes.first) * (rows.last - rows.first) * (columns.last - columns.first) < windows)
+      for (int64_t w = 0; w < windows; ++w) values[w] = -1;
+    each_row(planes, rows, [&](int64_t w, int64_t pixel) {
+      for (int64_t o = columns.first; o < columns.last; ++o) values[w + o] = norms[pixel + away + o * step];
+    });
+    for (int64_t w = 0; w < windows; w += kWidth<T>) {
+      const Vector<T> value = vector_at(values, w), found = vector_at(most, w);
       const auto takes = (value > found) | (value != value);
-      vector_at(most, l) = takes ? value : found;
-      vector_at(at, l) = takes ? pixel : vector_at(at, l);
+      vector_at(most, w) = takes ? value : found;
+      vector_at(chosen, w) = takes ? Place<T>(away) + Vector<Place<T>>{} : vector_at(chosen, w);
     }
   }
 
@@ -97,14 +119,19 @@ struct Plane {
   }
 };
 
+constexpr int64_t kRun = 8;  // fields that a thread takes one after the other, as they lie in memory
+
 // Calls body(plane) for the planes that this thread takes.
 template <class Body>
 void each_plane(const NormMaxPoolParams& p, Body body) {
   with_dtype(p.dtype, [&](auto number) {
     using F = decltype(number);
     using T = typename Computed<F>::type;
-    for (int64_t item; (item = __atomic_fetch_add(p.next_item, 1, __ATOMIC_RELAXED)) < p.batch * p.num_fields;)
-      body(Plane<T, F>{p, item / p.num_fields, p.fields[item % p.num_fields]});
+    const int64_t runs = (p.num_fields + kRun - 1) / kRun;
+    for (int64_t item; (item = __atomic_fetch_add(p.next_item, 1, __ATOMIC_RELAXED)) < p.batch * runs;) {
+      const int64_t first = item % runs * kRun, last = first + kRun < p.num_fields ? first + kRun : p.num_fields;
+      for (int64_t f = first; f < last; ++f) body(Plane<T, F>{p, item / runs, p.fields[f]});
+    }
   });
 }
 

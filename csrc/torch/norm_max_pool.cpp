@@ -48,7 +48,7 @@ struct Call {
   void run(Kernel kernel) {
     const NormMaxPoolParams& p = params;
     const int64_t pixels = p.x.size[0] * p.x.plane(), items = p.batch * p.num_fields;
-    const int64_t bytes = norm_max_pool_scratch(pixels, p.y.size[0] * p.y.plane(), p.y.size[2]) * (p.dtype == DType::f64 ? 8 : 4);
+    const int64_t bytes = norm_max_pool_scratch(pixels, p.y.size[0] * p.y.plane()) * (p.dtype == DType::f64 ? 8 : 4);
     const int64_t threads = items * pixels < kSerialNumbers / 4 ? 1 : torch::stable::get_num_threads();
     int64_t next_item = 0;
     torch::stable::parallel_for(0, std::min(threads, items), 1, [&](int64_t begin, int64_t end) {

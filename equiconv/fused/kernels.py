@@ -6,9 +6,6 @@ import torch
 
 from .irreps import IrrepLayer, Unsupported, sides_of
 from .structure import (
-    FORWARD_SUMS,
-    GRADIENT_SUMS,
-    Harmonics,
     Structure,
     check_kernel,
     forward_structures,
@@ -56,12 +53,12 @@ class Direction:
 
     def __init__(self, layer, shared_bytes, with_gradient):
         number = NUMBERS[layer.dtype]
-        self.tile, structures = forward_structures(layer, Harmonics(layer, FORWARD_SUMS), shared_bytes)
+        self.tile, structures = forward_structures(layer, shared_bytes)
         self.writes_fields = len(structures) == 1 and structures[0].fields is not None
         self.forward = [Kernel(s, cache(partial(s.forward_source, number))) for s in structures]
         self.buffers, self.gradient = None, []
         if with_gradient:
-            self.buffers, structures = gradient_structures(layer, Harmonics(layer, GRADIENT_SUMS), shared_bytes)
+            self.buffers, structures = gradient_structures(layer, shared_bytes)
             self.gradient = [Kernel(s, cache(partial(s.gradient_source, number))) for s in structures]
 
     def sources(self):

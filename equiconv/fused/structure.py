@@ -4,23 +4,26 @@ csrc/cuda/steerable_conv/structure.cuh says what they mean.
 """
 from collections import deque, namedtuple
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import product
+from functools import cached_property, partial
+from itertools import product, takewhile
 
 import numpy as np
 
 from .irreps import ALIGNMENT, ROUNDING, Unsupported
 
-GROUP = 4                # harmonics that are computed together, where z's do not need more of them
+# Harmonics that are computed together, where z's do not need more of them: what the gradient of the weights tries in
+# turn. Of wide layers it needs fewer kernels where the accumulators are spread over more groups, each of other warps.
+GROUPS = (4, 2, 1)
 MAX_GROUP = 8            # that many accumulators leave registers for the rest
 KEPT_COMPONENTS = 2      # of an irrep, up to which the responses of all are kept; sums over them, where it has more
 FORWARD_SUMS = 16        # such sums of a group, 4 registers each
-GRADIENT_SUMS = 8        # 8 registers each
+GRADIENT_SUMS = 9        # 8 registers each
 SIZES = {2: (3, 5, 7, 9), 3: (3, 5)}  # of kernels; a window has 16 columns
 MAX_SLICES = 16          # kernels of one direction: each computes the harmonics again
 FORWARD_CHANNELS = {2: 256, 4: 128}  # for numbers of that many bytes: their accumulators take half of the registers
 GRADIENT_WARPS = 8
-GRADIENT_TILES = 24      # accumulators of a warp: 96 registers
+GRADIENT_TILES = 24      # accumulators of a warp, 4 registers each
+OTHER_REGISTERS = {2: 104, 4: 120}  # of the gradient, than for sums and accumulators; for numbers of that many bytes
 LANES_OF_OPERAND = 256   # numbers of 16 x 16
 PADDING = {2: 64, 4: 16}  # bytes after the sheets of copies, for numbers of that many bytes
 
@@ -46,13 +49,14 @@ class Harmonics:
 
     values      [R, depth, height, width]
     groups      list of ({harmonic: slot}, pairs, first slab, last slab)
+    group_of    {(source block, target block): number of the group of each of the layer's tensors}
     slabs       list of (tap plane, phase, whether odd along z, fragments, pairs that are complete then), (first, last)
     fragments   list of (pair, tap row, whether odd along y, whether there are two harmonics, harmonics before it)
     of_fragment list of (harmonics, tap plane, tap row, phase)
     """
 
-    def __init__(self, layer, sums):
-        """sums: the most that a group may keep, of sums over the components of an irrep"""
+    def __init__(self, layer, sums, group=GROUPS[0]):
+        """The most that a group may have: sums over the components of an irrep; harmonics, where they need no sums."""
         taps = layer.harmonics.shape[1:]
         self.values, self.stride = layer.harmonics.reshape(-1, *(1,) * (3 - len(taps)), *taps), layer.stride
         self.depth_taps, self.taps = self.values.shape[1:3]
@@ -60,8 +64,8 @@ class Harmonics:
         if None in self.parities:
             raise Unsupported("a harmonic is neither even nor odd")
         self.groups, self.slabs, self.fragments, self.of_fragment = [], [], [], []
-        for group in self._groups(layer, sums):
-            pairs = self._pairs(group)
+        for together in self._groups(layer, sums, group):
+            pairs = self._pairs(together)
             first = len(self.slabs)
             for odd in (False, True):
                 mine = [i for i, pair in enumerate(pairs) if self.parities[pair[0]][0] == odd]
@@ -69,6 +73,9 @@ class Harmonics:
                     self._add_slabs(pairs, odd, (mine[0], mine[-1] + 1))
             slots = {h: 2 * i + j for i, pair in enumerate(pairs) for j, h in enumerate(pair)}
             self.groups.append((slots, len(pairs), first, len(self.slabs)))
+        groups = {h: g for g, (slots, *_) in enumerate(self.groups) for h in slots}
+        self.group_of = {blocks: [groups[_harmonics_of(tensor)[0]] for tensor in tensors]
+                         for blocks, tensors in layer.tensors.items()}
 
     @property
     def harmonics_of_fragments(self):
@@ -95,7 +102,7 @@ class Harmonics:
             done = mine if (plane, phase) == places[-1] else (0, 0)
             self.slabs.append((plane, phase, odd, (first, len(self.fragments)), done))
 
-    def _groups(self, layer, sums):
+    def _groups(self, layer, sums, most):
         """Lists of harmonics. Those of one z go together, and with others of the same parities."""
         joined = {h: frozenset([h]) for h in range(len(self.values))}
         for tensors in layer.tensors.values():
@@ -111,20 +118,20 @@ class Harmonics:
         for parts in by_parities.values():
             groups.append([])
             for together in parts:
-                if groups[-1] and not _fits(layer, groups[-1] + together, sums):
+                if groups[-1] and not _fits(layer, groups[-1] + together, sums, most):
                     groups.append([])
                 groups[-1] += together
         return groups
 
 
-def _fits(layer, group, most):
+def _fits(layer, group, most_sums, most):
     """Whether the registers suffice for those harmonics together."""
     sums = [0 for _ in layer.source.blocks]
     for (m, n), tensors in layer.tensors.items():
         if layer.source.blocks[m].size > KEPT_COMPONENTS:
             mine = sum(set(_harmonics_of(tensor)) <= set(group) for tensor in tensors)
             sums[m] += mine * layer.target.blocks[n].size
-    return max(sums) <= most if any(sums) else len(group) <= GROUP
+    return max(sums) <= most_sums if any(sums) else len(group) <= most
 
 
 def _parities(harmonic):
@@ -169,26 +176,26 @@ class Structure:
         self.steps, self.steps_of, self.z, self.terms, self.products, self._places = [], [], [], [], {}, {}
         for m in range(len(layer.source.blocks)):
             self.steps_of.append([])
-            for slots, *_ in harmonics.groups:
+            for group, (slots, *_) in enumerate(harmonics.groups):
                 first = len(self.steps)
                 for n, piece in enumerate(pieces):
-                    self._add_steps(m, n, layer.tensors.get((m, piece.block), []), slots, self.is_complex(n))
+                    of_piece = harmonics.group_of.get((m, piece.block), [])
+                    self._add_steps(m, n, [z for z, g in enumerate(of_piece) if g == group], slots)
                 self.steps_of[-1].append((first, len(self.steps)))
 
-    def _add_steps(self, m, n, tensors, slots, is_complex):
-        mine = [z for z, tensor in enumerate(tensors) if set(_harmonics_of(tensor)) <= set(slots)]
-        width = 1 if is_complex else 2
+    def _add_steps(self, m, n, mine, slots):
+        width = 1 if self.is_complex(n) else 2
         for i in range(0, len(mine), width):
             for which, z in enumerate(mine[i:i + width]):
                 self.products[m, n, z] = len(self.steps), which
-            places = [self._place(m, self.pieces[n].block, z, tensors[z], slots) for z in mine[i:i + width]]
+            places = [self._place(m, self.pieces[n].block, z, slots) for z in mine[i:i + width]]
             self.steps.append((n, *places, -1)[:3])
 
-    def _place(self, m, block, z, tensor, slots):
+    def _place(self, m, block, z, slots):
         key = (m, block, z)
         if key not in self._places:
             self._places[key] = len(self.z)
-            for component in tensor:
+            for component in self.layer.tensors[m, block][z]:
                 first = len(self.terms)
                 self.terms += [(b, slots[h], float(np.float32(component[b, h]))) for b, h in np.argwhere(component)]
                 self.z.append((first, len(self.terms)))
@@ -280,6 +287,12 @@ class Structure:
     @property
     def gradient_threads(self):
         return 32 * self.row_warps * len(self.harmonics.groups)
+
+    @property
+    def gradient_registers(self):
+        """Of a thread, for accumulators and sums: each quarter of a processor has 512 for its warps, in units of 8."""
+        warps = -(-self.gradient_threads // 128)
+        return 512 // warps // 8 * 8 - OTHER_REGISTERS[self._bytes]
 
     def forward_bytes(self, tile):
         """Of shared memory."""
@@ -398,25 +411,32 @@ def tile_for(tile, height):
     return tile._replace(rows=tile.rows // 2) if height <= tile.rows else tile
 
 
-def forward_structures(layer, harmonics, shared_bytes):
+def forward_structures(layer, shared_bytes):
     """(Tile, Structures for the forward kernel): as few as fit into that much shared memory of a block."""
     channels = FORWARD_CHANNELS[layer.dtype.itemsize]
-    return _fewest(layer, harmonics, TILES[layer.harmonics.ndim - 1], lambda s, tile: (
+    options = product(TILES[layer.harmonics.ndim - 1], [Harmonics(layer, FORWARD_SUMS)], _IN_TURN)
+    return _fewest(layer, options, lambda s, tile: (
         s.channels <= channels and s.max_sums <= FORWARD_SUMS and s.forward_bytes(tile) <= shared_bytes))
 
 
-def gradient_structures(layer, harmonics, shared_bytes):
-    """The same for the gradient of the weights, of (whether the next pixels travel meanwhile: 2 buffers or 1, ...)."""
-    return _fewest(layer, harmonics, (2, 1), lambda s, buffers: (
-        s.max_tiles <= GRADIENT_TILES and s.max_sums <= GRADIENT_SUMS and s.gradient_bytes(buffers) <= shared_bytes))
+def gradient_structures(layer, shared_bytes):
+    """The same for the gradient of the weights, of (whether the next pixels travel meanwhile: 2 buffers or 1, ...).
+
+    A warp has accumulators for what its harmonics give, mostly two of the target's irreps for one of the source's: then
+    shares of all irreps need as few kernels as there can be.
+    """
+    grouped = [Harmonics(layer, GRADIENT_SUMS, group) for group in GROUPS]
+    return _fewest(layer, product((2, 1), grouped, (*_IN_TURN, _shares)), lambda s, buffers: (
+        s.max_tiles <= GRADIENT_TILES and s.max_sums <= GRADIENT_SUMS
+        and 4 * s.max_tiles + 8 * s.max_sums <= s.gradient_registers and s.gradient_bytes(buffers) <= shared_bytes))
 
 
-def _fewest(layer, harmonics, options, fits):
-    """(option, Structures that fit with it): the first option of those with which they are fewest."""
+def _fewest(layer, options, fits):
+    """(one, Structures that fit with it) of the option (one, Harmonics, division) with which they are fewest."""
     found, problem = [], None
-    for option, fill in product(options, (False, True)):
+    for option, harmonics, divide in options:
         try:
-            structures = _slices(layer, harmonics, lambda s, option=option: fits(s, option), fill)
+            structures = divide(layer, harmonics, lambda s, option=option: fits(s, option))
         except Unsupported as reason:
             problem = problem or reason
             continue
@@ -426,6 +446,29 @@ def _fewest(layer, harmonics, options, fits):
     if not found:
         raise problem
     return min(found, key=lambda one: len(one[1]))
+
+
+def _shares(layer, harmonics, fits):
+    """Structures that fit, each with an equal share of every block."""
+    for count in range(2, MAX_SLICES + 1):
+        shares = [pieces for i in range(count) if (pieces := _share(layer.target.blocks, i, count))]
+        found = list(takewhile(fits, (Structure(layer, harmonics, pieces) for pieces in shares)))
+        if len(found) == len(shares):
+            return found
+    raise _too_wide()
+
+
+def _share(blocks, i, count):
+    pieces = []
+    for n, block in enumerate(blocks):
+        first, last = (-(-block.copies // ALIGNMENT * j // count) * ALIGNMENT for j in (i, i + 1))
+        if first < last:
+            pieces.append(Piece(n, first, last - first))
+    return pieces
+
+
+def _too_wide():
+    return Unsupported(f"its output is too wide for {MAX_SLICES} kernels")
 
 
 def _slices(layer, harmonics, fits, fill):
@@ -458,5 +501,8 @@ def _slices(layer, harmonics, fits, fill):
         else:
             raise Unsupported("its weights need more shared memory or registers than there are")
         if len(found) >= MAX_SLICES:
-            raise Unsupported(f"its output is too wide for {MAX_SLICES} kernels")
+            raise _too_wide()
     return [*found, current]
+
+
+_IN_TURN = partial(_slices, fill=False), partial(_slices, fill=True)

@@ -35,8 +35,10 @@ def define_with_linear_gradient(name, tensors, options, fake, definition):
         setup_context(ctx, inputs[1:], output)
 
     def backward_backward(ctx, backend, grad_grad_x):
+        """The gradient's derivative by grad. Not in forward mode: zero tangents of constants are NaN beside a NaN."""
         x, *others = ctx.saved_tensors
-        grad_grad = torch.func.jvp(lambda x: definition(x, *others, *ctx.options), (x,), (grad_grad_x,))[1]
+        y, gradient_of = torch.func.vjp(lambda x: definition(x, *others, *ctx.options), x)
+        grad_grad, = torch.func.vjp(lambda grad: gradient_of(grad)[0], torch.zeros_like(y))[1](grad_grad_x)
         return grad_grad, torch.zeros_like(x), *[None] * (len(tensors) + len(options))
 
     arguments = ", ".join(("Tensor x", *tensors, *options))

@@ -186,11 +186,20 @@ struct GradWeight {
         if constexpr (steps.first < steps.last)
           if (warp_group == g) {
             Combined<T, M, g, Responses<T::groups[g].pairs, kept>, 8> combined;
-            unroll<0, T::in[M].size>([&](auto b) EQ_INLINE {
+            const auto respond_to = [&](auto b) EQ_INLINE {
               constexpr int component = decltype(b)::value;
               respond<g, component, component % kept>(combined, x_at + buffer * stage + component * Input::component,
                                                       base + toeplitz_at);
-            });
+            };
+            if constexpr (kept == T::in[M].size) {
+              unroll<0, kept>(respond_to);
+            } else {
+#pragma unroll 1
+              for (int next = 0; next < T::in[M].size; ++next)  // branches, so that none is read before the last one is done
+                unroll<0, T::in[M].size>([&](auto b) EQ_INLINE {
+                  if (b == next) respond_to(b);
+                });
+            }
             unroll<T::steps_of[M][g].first, T::steps_of[M][g].last>([&](auto step) EQ_INLINE {
               constexpr int s = decltype(step)::value;
               accumulate<s, tiles(T::steps_of[M][decltype(group)::value].first, s)>(acc, combined, g_at + buffer * stage);
