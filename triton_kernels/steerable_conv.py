@@ -199,7 +199,7 @@ def gather_kernel(from_ptr, to_ptr, index_ptr, values_ptr, templates_start, grou
     tl.store(to_ptr + to + group * tl.load(template + 3), to_nearest(sum, to_ptr.dtype.element_ty), mask=exists)
 
 
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+OPTIONS = {"num_warps": 4, "maxnreg": 255, "enable_fp_fusion": True}  # without a limit, ptxas spills to save registers
 THREADS, PROGRAM_ELEMENTS = 128, 4096  # of a program; the latter in the interpreter, where programs are slow
 REGISTERS = 64                          # of a thread, for its sums
 
