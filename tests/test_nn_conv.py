@@ -227,6 +227,18 @@ def test_evaluation_packs_once():
 
 
 @each_method
+@pytest.mark.parametrize("change", ["double", "train"])
+def test_nothing_is_kept_for_longer(method, change):
+    case = CASES["c4_mixed"]
+    module = by_method(case.build(equiconv.nn).eval(), method)
+    with torch.no_grad():
+        module(case.input())
+    assert module._evaluated
+    getattr(module, change)()
+    assert not module._evaluated
+
+
+@each_method
 def test_bias_and_channels_last_of_the_cache(method):
     case = CASES["c4_mixed"]
     module, x = by_method(case.build(equiconv.nn).eval(), method), case.input()

@@ -221,8 +221,8 @@ def pack_weights(weights, plan, kernel_size, *, stride=1, dilation=1, groups=1, 
 
 
 def _may_need_gradients(*tensors):
-    """Whether the derivative of a call may be asked for; in torch.func's transforms the tensors do not tell."""
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    """Whether the derivative of a call may be asked for; in transforms and forward mode the tensors do not tell."""
+    if torch._C._are_functorch_transforms_active() or library.in_forward_mode():
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
