@@ -316,7 +316,7 @@ def test_activated_convolutions(case, function, norm, method):
     assert_close(evaluate(model, x), want)
     if method == "factorised":
         evaluate(model, x)
-        assert computed_by(model, x) == ["equiconv::steerable_conv_activated"]
+        assert computed_by(model, x) == ["equiconv::steerable_conv_packed"]
     statuses = [row.status for row in equiconv.acceleration_report(model)]
     assert statuses[1:] == ["folded"] * (len(statuses) - 1)
     results = []

@@ -226,6 +226,14 @@ def test_evaluation_packs_once():
     assert torch.equal(module(x).tensor, first)  # with gradients: packed anew
 
 
+def test_nothing_of_autocast_is_kept():
+    module = CASES["c4_mixed"].build(equiconv.nn).eval()
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            module.weights_and_bias()
+        assert module.weights_and_bias()[1].dtype == torch.float32
+
+
 @each_method
 @pytest.mark.parametrize("change", ["double", "train"])
 def test_nothing_is_kept_for_longer(method, change):

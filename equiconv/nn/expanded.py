@@ -7,6 +7,7 @@ from escnn.nn.modules import basismanager
 
 from ..formats import compute_dtype
 from ..layout import basis_block, plan_of
+from ..library import autocast_dtype
 from ..ops import expand_filter, plain_filter
 from .bases import FIELDS, changes_of_basis
 
@@ -113,8 +114,7 @@ class Expanded:
             weights, bias = self._folded(norm, bases)
             return self._filter(weights, channels_last, bases), bias
 
-        autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
-        return self._kept("filter", (self.plan, bases, channels_last, autocast), norm, make)
+        return self._kept("filter", (self.plan, bases, channels_last), norm, make)
 
     def weights_and_bias(self, norm=None, bases=FIELDS, pack=None):
         """(weights, bias of each channel or None, pack(weights) or None), from the cache as in filter_and_bias.
@@ -157,6 +157,7 @@ class Expanded:
         """make(), from the cache in evaluation without gradients."""
         if not self._keeps(norm):
             return make()
+        key = (*key, autocast_dtype("cpu"))
         if norm is not None:
             key = (*key, norm, *[module.eps for module in norm.modules()])
         tensors = self._expanded_tensors(norm)
