@@ -3,6 +3,7 @@ import itertools
 from importlib import import_module
 
 import torch
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_map_only
 
 from . import backends
@@ -121,8 +122,8 @@ def _differentiable(op, qualname, setup_context, backward):
         values = flat(inputs)
         if in_functorch():
             return functorch(*values)
-        if is_grad_enabled() and any_requires_grad(*values):
-            return eager(*values)
+        if is_grad_enabled() and any_requires_grad(*values) or in_forward_mode():
+            return eager(*values)  # which refuses tangents; below autograd they would be lost
         with below_autograd():
             return op(*inputs)
 
@@ -163,6 +164,11 @@ def _detached(op):
             return op(*inputs)
 
     return function
+
+
+def in_forward_mode():
+    """Whether tensors may carry tangents, of torch.autograd.forward_ad."""
+    return forward_ad._current_level >= 0
 
 
 @torch.compiler.assume_constant_result

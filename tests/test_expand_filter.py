@@ -4,6 +4,7 @@ import torch
 from escnn import nn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 from torch.library import opcheck
 
 from equiconv import backends
@@ -211,6 +212,12 @@ def test_functional_transforms():
     torch.testing.assert_close(torch.func.grad(loss)(weights), torch.autograd.grad(loss(w), w)[0])
     batch = torch.stack([weights, 2 * weights])
     torch.testing.assert_close(torch.func.vmap(loss)(batch), torch.stack([loss(w) for w in batch]))
+
+
+def test_tangents_are_not_lost():
+    plan, kernel, weights = layer("c4_mixed")
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        expand_filter(forward_ad.make_dual(weights, weights), plan, kernel)
 
 
 def test_bad_arguments():

@@ -174,6 +174,8 @@ def test_checkpoints_hold_weights_alone(tmp_path, console):
     torch.testing.assert_close(ours.eval()(images), theirs.eval()(images), rtol=1e-4, atol=1e-5)
     linear = nn.Linear(*2 * [gspaces.no_base_space(group.so3_group()).type(group.so3_group().irrep(0))])
     assert linear.state_dict().keys() - files.weights_of(linear).keys() == {"matrix", "expanded_bias"}
+    twice = torch.nn.ModuleList([linear, linear])
+    assert not [key for key in files.weights_of(twice) if key.endswith(("matrix", "expanded_bias"))]
 
 
 # training

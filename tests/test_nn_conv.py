@@ -226,6 +226,26 @@ def test_evaluation_packs_once():
     assert torch.equal(module(x).tensor, first)  # with gradients: packed anew
 
 
+def test_nothing_of_autocast_is_kept():
+    module = CASES["c4_mixed"].build(equiconv.nn).eval()
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            module.weights_and_bias()
+        assert module.weights_and_bias()[1].dtype == torch.float32
+
+
+@each_method
+@pytest.mark.parametrize("change", ["double", "train"])
+def test_nothing_is_kept_for_longer(method, change):
+    case = CASES["c4_mixed"]
+    module = by_method(case.build(equiconv.nn).eval(), method)
+    with torch.no_grad():
+        module(case.input())
+    assert module._evaluated
+    getattr(module, change)()
+    assert not module._evaluated
+
+
 @each_method
 def test_bias_and_channels_last_of_the_cache(method):
     case = CASES["c4_mixed"]

@@ -9,6 +9,7 @@ import escnn.nn
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import equiconv
@@ -317,6 +318,18 @@ class TestDenseInstead:
 
         dense_and_forced(layer, call, "torch.func")
 
+    def test_forward_mode(self, layer, x):
+        y = layer(layer.in_type(x)).tensor
+        no_bias = y - layer(layer.in_type(0 * x)).tensor
+
+        def call():
+            with forward_ad.dual_level(), torch.no_grad():
+                dual = layer(layer.in_type(forward_ad.make_dual(x, x))).tensor
+                torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, no_bias, rtol=1e-4, atol=1e-5)
+                return dual.clone()
+
+        dense_and_forced(layer, call, "forward mode")
+
     def test_other_devices(self, layer, x):
         layer.to("meta").method = "factorised"
         with pytest.raises(ValueError, match="no kernels on 'meta'"):
@@ -543,3 +556,9 @@ def test_estimates_are_of_the_right_order(case, monkeypatch):
     module.method = "auto"
     if max(seconds.values()) > 4 * min(seconds.values()):
         assert module.method_for(x) == min(seconds, key=seconds.get)
+
+
+def test_a_submodule_by_the_name_of_planned(layer):
+    model = torch.nn.Module()
+    model.planned = layer
+    assert planner.planned_of(model) is None and planner.planned_of(layer) is layer

@@ -595,16 +595,28 @@ def test_packed_weights_give_the_same(case):
         assert torch.equal(steerable_conv(x, 2 * weights, call.plan, call.kernel, **options), want), "not what is read"
 
 
-@pytest.mark.parametrize("needs", ["x", "weights"])
+@pytest.mark.parametrize("needs", ["x", "weights", "bias"])
 def test_gradients_do_not_pass_by_packed_weights(needs):
     call = plane(3)
-    tensors = dict(zip(("x", "weights"), call.tensors()[:2]))
+    tensors = dict(zip(("x", "weights", "bias"), call.tensors()))
     tensors[needs].requires_grad_()
-    x, weights = tensors.values()
-    got, want = (steerable_conv(x, weights, call.plan, call.kernel, packed=p, **call.options)
+    x, weights, bias = tensors.values()
+    got, want = (steerable_conv(x, weights, call.plan, call.kernel, bias=bias, packed=p, **call.options)
                  for p in (packed(call, weights.detach()), None))
     got, want = (torch.autograd.grad(y.sum(), tensors[needs])[0] for y in (got, want))
     assert torch.equal(got, want)
+
+
+def test_transforms_do_not_pass_by_packed_weights():
+    call = plane(3)
+    x, weights, _ = call.tensors()
+
+    def gradient(**options):
+        convolution = torch.func.vmap(lambda x: steerable_conv(x, weights, call.plan, call.kernel, **options))
+        return torch.func.grad(lambda batch: convolution(batch).square().sum())(torch.stack([x, 2 * x]))
+    want = gradient(**call.options)
+    assert want.abs().max() > 0
+    assert torch.equal(gradient(packed=packed(call, weights), **call.options), want)
 
 
 def test_bad_packed_weights():
@@ -613,6 +625,10 @@ def test_bad_packed_weights():
     for bad in (weights[1:], weights.half(), weights.to("meta")):
         with pytest.raises(ValueError, match="pack_weights: weights must have shape"):
             packed(call, bad)
+    for kernel, groups, match in (((5, 5), 1, "25 taps"), ((3, 3, 3), 1, "27 taps"), ((3, 3), 3, "groups must divide"),
+                                  ((3, 3), 0, "groups must divide")):
+        with pytest.raises(ValueError, match=f"pack_weights: .*{match}"):
+            pack_weights(weights, call.plan, kernel, groups=groups)
     for bad, match in ((packed(call, weights)[1:], "packed weights are needed"),
                        (packed(call, weights.float()), "one dtype")):
         with pytest.raises(RuntimeError, match=match):

@@ -41,7 +41,7 @@ def weights_of(model):
     Its keys are those of escnn's models in training mode: these load it strictly, as equiconv's models do in any mode.
     """
     state = model.state_dict()
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(remove_duplicate=False):  # the state has a shared module under each name
         if isinstance(module, Expanded):
             for key in (module.filter_name, "expanded_bias"):
                 state.pop(f"{name}.{key}" if name else key, None)

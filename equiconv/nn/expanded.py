@@ -78,6 +78,7 @@ class Expanded:
         # A module that is moved or cast keeps its plan: it is more precise than a basis in bfloat16.
         plan = None if self._plan is None and self.weights.is_meta else self.plan
         super()._apply(*args, **kwargs)
+        self._evaluated = {}
         if plan is not None:
             self._set_plan(plan)
         return self

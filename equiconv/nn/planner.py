@@ -13,7 +13,7 @@ from ..formats import FLOATING, compute_dtype
 from ..fused import fused_unavailable_reason, origin_of_kernels
 from ..layout import Geometry
 from ..layout.work import dense_work
-from ..library import autocast_dtype, is_exporting
+from ..library import autocast_dtype, in_forward_mode, is_exporting
 from ..ops.steerable_conv import DTYPES, make_tables
 from . import costs, cuda_costs
 from .bases import FIELDS, Bases
@@ -26,7 +26,7 @@ REMEMBERED = 256  # choices of a module
 
 def planned_of(module):
     """The Planned that computes a module, or None."""
-    planned = getattr(module, "planned", None)
+    planned = module.planned if hasattr(type(module), "planned") else None  # a submodule may have the name
     return planned if isinstance(planned, Planned) else None
 
 
@@ -182,6 +182,8 @@ class Planned:
                     return f"a tensor is a {type(tensor).__name__}"
             if torch._C._are_functorch_transforms_active():
                 return "a transform of torch.func is active"
+            if in_forward_mode():
+                return "its kernels have no derivative in forward mode"
             if torch.onnx.is_in_onnx_export():
                 return "the graph of an export is dense"
         elif is_exporting():

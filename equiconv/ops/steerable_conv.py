@@ -196,8 +196,7 @@ def steerable_conv(x, weights, plan, kernel_size, *, bias=None, stride=1, paddin
     target_size = [geometry.target_channels, *geometry.target_size]
     tables = _tables(chosen, plan, geometry, x.device, weights.dtype)
     shape = (list(geometry.kernel), list(stride), list(padding), list(dilation), groups, transposed, target_size)
-    needs_gradients = torch.is_grad_enabled() and (x.requires_grad or weights.requires_grad)
-    if packed is not None and chosen in _packed and not needs_gradients:
+    if packed is not None and chosen in _packed and not _may_need_gradients(*tensors):
         return _packed[chosen](tensors[0], packed, bias, ACTIVATIONS.index(activation), float(alpha), *tables[:2],
                                *shape)
     call = (*tables, *shape)
@@ -215,9 +214,17 @@ def pack_weights(weights, plan, kernel_size, *, stride=1, dilation=1, groups=1, 
         raise ValueError(f"pack_weights: weights must have shape ({plan.weights},), float32 or float64, on a CPU, got "
                          f"{tuple(weights.shape)}, {weights.dtype} on {weights.device}")
     stride, dilation = _each("stride", stride, len(kernel_size), 1), _each("dilation", dilation, len(kernel_size), 1)
-    tables = plan.conv_tables(tuple(kernel_size), stride, dilation, groups, transposed, False, weights.device,
-                              weights.dtype)
+    kernel = tuple(kernel_size)
+    _check_plan("pack_weights", plan, kernel, groups, transposed)
+    tables = plan.conv_tables(kernel, stride, dilation, groups, transposed, False, weights.device, weights.dtype)
     return _pack["native"](weights.contiguous(), *tables, groups)
+
+
+def _may_need_gradients(*tensors):
+    """Whether the derivative of a call may be asked for; in transforms and forward mode the tensors do not tell."""
+    if torch._C._are_functorch_transforms_active() or library.in_forward_mode():
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _tables(backend, plan, geometry, device, dtype):
@@ -269,13 +276,7 @@ def _check(x, weights, plan, bias, geometry, dtypes):
         raise ValueError(f"steerable_conv: x must have {geometry.source_channels} channels, got {x.shape[1]}")
     if weights.shape != (plan.weights,):
         raise ValueError(f"steerable_conv: weights must have shape ({plan.weights},), got {tuple(weights.shape)}")
-    if math.prod(geometry.kernel) != plan.taps:
-        raise ValueError(f"steerable_conv: kernel_size {geometry.kernel} has {math.prod(geometry.kernel)} taps, the "
-                         f"plan {plan.taps}")
-    divided = [pair.in_fields if geometry.up else pair.out_fields for pair in plan.pairs]
-    if geometry.groups < 1 or any(len(fields) % geometry.groups for fields in divided):
-        raise ValueError("steerable_conv: groups must divide the fields of one side of the plan (of each representation"
-                         f" of the {'in' if geometry.up else 'out'}put), got {geometry.groups}")
+    _check_plan("steerable_conv", plan, geometry.kernel, geometry.groups, geometry.up)
     if x.dtype not in dtypes or weights.dtype != compute_dtype(x.dtype):
         names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"steerable_conv: x must be {names}, and weights the same (float32 for low precision), got "
@@ -283,3 +284,12 @@ def _check(x, weights, plan, bias, geometry, dtypes):
     if bias is not None and (bias.shape != (geometry.target_channels,) or bias.dtype != x.dtype):
         raise ValueError(f"steerable_conv: bias must have shape ({geometry.target_channels},) and dtype {x.dtype}, got "
                          f"{tuple(bias.shape)} and {bias.dtype}")
+
+
+def _check_plan(name, plan, kernel, groups, up):
+    if math.prod(kernel) != plan.taps:
+        raise ValueError(f"{name}: kernel_size {kernel} has {math.prod(kernel)} taps, the plan {plan.taps}")
+    divided = [pair.in_fields if up else pair.out_fields for pair in plan.pairs]
+    if groups < 1 or any(len(fields) % groups for fields in divided):
+        raise ValueError(f"{name}: groups must divide the fields of one side of the plan (of each representation of "
+                         f"the {'in' if up else 'out'}put), got {groups}")
