@@ -13,8 +13,10 @@ from .plots import draw
 from .table import number
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
-LEGEND = """Medians. escnn / equiconv is the median of paired ratios of interleaved samples. ~ marks what varied too
-much to be trusted. The floor is what equiconv's arithmetic and memory traffic take at the machine's measured peaks."""
+LEGEND = """Medians. escnn / equiconv is the median of paired ratios of interleaved samples, which last about as long
+for every method (before 2026-11-22, those of fast methods were shorter, down to a call after another method's, whose
+caches and clock it found). ~ marks what varied too much to be trusted. The floor is what equiconv's arithmetic and
+memory traffic take at the machine's measured peaks."""
 app = typer.Typer(add_completion=False)
 
 

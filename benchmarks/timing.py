@@ -9,7 +9,7 @@ import torch
 
 from .load import OtherLoad
 
-MIN_SAMPLE_S = 2e-3  # a sample repeats a call until it lasts this long
+MIN_SAMPLE_S, MAX_SAMPLE_S = 2e-3, 0.1  # a sample repeats a call for as long as the slowest one takes, within these
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
 SPREAD_LIMIT = 1.25  # p80 / p20 above this says nothing about the method
 DRIFT_LIMIT = 0.10   # relative change of the median between the two halves of a measurement
@@ -61,13 +61,16 @@ def paired_ratios(numerator, denominator):
 def interleave(functions, device, budget_s):
     """{name: Measurement} of {name: function}, sampled A B C, C B A, A B C, ... for about budget_s seconds.
 
-    Each function is called once more before the first round, and then as often per sample as MIN_SAMPLE_S needs.
+    Each function is called once more before the first round. Samples are of about the same length: what another
+    function leaves behind, in caches and in the processor's clock, weighs alike in all of them.
     """
     sample = _sample_cuda if torch.device(device).type == "cuda" else _sample_cpu
-    calls, samples = {}, {name: [] for name in functions}
+    seconds, samples = {}, {name: [] for name in functions}
     for name, function in functions.items():
         sample(function, 2)  # warm-up
-        calls[name] = max(1, math.ceil(MIN_SAMPLE_S / max(sample(function, 1), 1e-7)))
+        seconds[name] = max(sample(function, 1), 1e-7)
+    length = max(MIN_SAMPLE_S, min(MAX_SAMPLE_S, max(seconds.values())))
+    calls = {name: math.ceil(length / once) for name, once in seconds.items()}
     order, collects = list(functions), gc.isenabled()
     gc.collect()
     gc.disable()  # a collection in the middle of a sample is not the work that is measured

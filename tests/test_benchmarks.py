@@ -1,6 +1,7 @@
 """The benchmark runner, its records and its report. No time is asserted."""
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import asdict, replace
 
@@ -94,6 +95,7 @@ def test_presets_name_cases():
 def small_machine(monkeypatch):
     monkeypatch.setattr(machine, "measure_peaks", lambda *_: machine.Peaks(1e12, 1e11))
     monkeypatch.setattr(timing, "MIN_SAMPLE_S", 0.0)
+    monkeypatch.setattr(timing, "MAX_SAMPLE_S", 1e-9)
     monkeypatch.setattr(timing, "MAX_ROUNDS", timing.MIN_ROUNDS)
 
 
@@ -318,6 +320,17 @@ def test_work_of_a_known_layer():
 ])
 def test_noise(measurement, reason):
     assert measurement.noisy == reason
+
+
+def test_samples_are_of_one_length():
+    calls = {"slow": 0, "fast": 0}
+
+    def wait(name, seconds):
+        calls[name] += 1
+        time.sleep(seconds)
+    timing.interleave({"slow": lambda: wait("slow", 20e-3), "fast": lambda: wait("fast", 2e-3)}, "cpu", budget_s=0.0)
+    fast, slow = calls["fast"] - 3, calls["slow"] - 3  # without the first ones
+    assert slow == timing.MIN_ROUNDS and 3 * slow <= fast <= 10 * slow  # a short sleep lasts longer than it should
 
 
 def test_samples_are_interleaved():
